@@ -211,8 +211,9 @@ def parse_statement(payload: bytes) -> JobStatement:
 
 
 def _job_error(error: ValidationError) -> JobError:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    # A union reports the failure of each branch; the one that says something of the value itself comes first.
+    first = min(error.errors(include_url=False), key=lambda item: item["type"] not in {"value_error", "extra_forbidden"})
+    place = ".".join(str(part) for part in first["loc"] if part != "Egress" and not str(part).startswith("literal[")) or "the document"
     seen = first["input"]
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
