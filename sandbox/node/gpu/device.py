@@ -1,0 +1,95 @@
+"""What the wipe needs of a device, whichever driver speaks to it, and how devices fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+PAIR_BYTES = 16
+"""Kernels handle memory in pairs of 64-bit words."""
+
+
+class DeviceError(Exception):
+    """The driver refused, or the device is lost. The message holds the call and the driver's own code."""
+
+
+class OutOfDeviceMemoryError(DeviceError):
+    """The device has no free block of that size; a smaller one may fit."""
+
+
+class DeviceNotFoundError(DeviceError):
+    """There is no such device, or no driver for it, on this machine."""
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A device as the wipe sees it. Sizes in bytes; ``reserved_bytes`` is what the driver keeps and nobody can allocate."""
+
+    uuid: str
+    name: str
+    backend: str
+    total_bytes: int
+    reserved_bytes: int
+    largest_block: int
+    cache_bytes: int
+    units: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many 64-bit words differ, and the index of the lowest one (None when none differs)."""
+
+    mismatches: int
+    first: int | None
+
+
+@dataclass(frozen=True)
+class LocalScrub:
+    """One pass over local memory and registers.
+
+    ``visited`` of ``units`` multiprocessors ran it; ``proven`` says whether the hardware itself told which (CUDA does, OpenCL has no
+    word for it, so there it is inferred from the number of groups). ``errors`` counts local words that read back wrong.
+    """
+
+    units: int
+    visited: int
+    local_bytes: int
+    errors: int
+    proven: bool
+
+
+class Device(Protocol):
+    """One GPU, opened by one short-lived process.
+
+    Calls return when the device has finished. Any call may raise ``DeviceError``; after it the device must not be used. Buffers
+    are named by number and live until ``close``. Nothing is written to memory that was not allocated.
+    """
+
+    @property
+    def facts(self) -> DeviceFacts:
+        """What the device is."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """Return a buffer of ``size`` bytes whose content is whatever lay there. Raises ``OutOfDeviceMemoryError``."""
+        ...
+
+    def fill(self, buffer: int, seed: int) -> None:
+        """Write the pattern of ``seed`` into the whole buffer; seed 0 writes zeros."""
+        ...
+
+    def compare(self, buffer: int, seed: int) -> Comparison:
+        """Compare the whole buffer, on the device, with the pattern of ``seed``."""
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a buffer onto another of the same size (the yardstick for speed)."""
+        ...
+
+    def scrub_local(self, seed: int) -> LocalScrub:
+        """Overwrite and check local (shared) memory, and overwrite registers, on every multiprocessor."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...

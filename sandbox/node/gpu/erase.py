@@ -1,0 +1,174 @@
+"""The VRAM wipe: one algorithm for every driver.
+
+1. allocate everything that can be allocated, in blocks from 8 GiB down to 64 KiB
+2. read before writing: count the words that are not zero, as evidence of what the driver left behind
+3. fill with a random pattern, compare on the device
+4. fill with zeros, compare on the device
+5. overwrite local (shared) memory and registers of every multiprocessor
+6. stream more than the cache holds, so that no line of the pattern stays in it
+
+The report says exactly how much was written and verified. ``ok`` is computed from the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sandbox.node.gpu.device import PAIR_BYTES, Device, DeviceError, LocalScrub, OutOfDeviceMemoryError
+
+LARGEST_BLOCK = 8 * 2**30
+SMALLEST_BLOCK = 64 * 2**10
+LEAST_COVERAGE = 0.99
+"""Least share of (total − reserved) that must have been written and verified for a wipe to count."""
+
+Progress = Callable[[str], None]
+
+
+class Pass(BaseModel):
+    """One fill and its comparison. ``seconds`` and ``gb_per_s`` (10^9 bytes) are of the fill; ``compare_*`` of the comparison."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pattern: str
+    seconds: float
+    gb_per_s: float
+    compare_seconds: float
+    compare_gb_per_s: float
+    mismatches: int
+
+
+class DeviceWipe(BaseModel):
+    """What was done to one device and what was proven. Sizes in bytes; words are 64 bits wide."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uuid: str
+    name: str
+    backend: str
+    total_bytes: int = 0
+    reserved_bytes: int = 0
+    written_bytes: int = 0
+    verified_bytes: int = 0
+    coverage: Annotated[float, Field(ge=0)] = 0.0
+    passes: tuple[Pass, ...] = ()
+    residue_words_before: int | None = None
+    local_memory_scrubbed: bool = False
+    local_memory_proven: bool = False
+    seconds: float = 0.0
+    ok: bool = False
+    failures: tuple[str, ...] = ()
+
+
+def erase(device: Device, seed: int, *, progress: Progress = lambda _: None) -> DeviceWipe:
+    """Wipe and verify one device; ``seed`` (non-zero, 64 bits) makes the random pattern.
+
+    Never raises for what the device does: a failure is in the report, and ``ok`` is then False.
+    """
+    started = time.monotonic()
+    facts = device.facts
+    blocks: list[tuple[int, int]] = []
+    passes: list[Pass] = []
+    failures: list[str] = []
+    residue: int | None = None
+    local: LocalScrub | None = None
+    verified = 0
+    try:
+        progress("allocate")
+        blocks = _allocate(device)
+        progress("read before writing")
+        residue = sum(device.compare(block, 0).mismatches for block, _ in blocks)
+        for pattern, value in (("random", seed), ("zeros", 0)):
+            progress(f"fill and compare: {pattern}")
+            result, verified = _pass(device, blocks, pattern, value)
+            passes.append(result)
+        progress("local memory and registers")
+        local = device.scrub_local(seed)
+        progress("stream past the cache")
+        _stream(device, blocks, facts.cache_bytes)
+    except DeviceError as error:
+        failures.append(str(error))
+        verified = 0
+    written = sum(size for _, size in blocks) if len(passes) == 2 else 0
+    available = facts.total_bytes - facts.reserved_bytes
+    coverage = min(written, verified) / available if available > 0 else 0.0
+    if coverage < LEAST_COVERAGE:
+        failures.append(f"coverage {coverage:.4f} of {available} bytes is under {LEAST_COVERAGE}")
+    failures += [f"pattern {item.pattern}: {item.mismatches} words read back wrong" for item in passes if item.mismatches]
+    scrubbed = local is not None and local.errors == 0 and local.visited >= local.units
+    if not scrubbed:
+        failures.append("local memory and registers were not overwritten on every multiprocessor")
+    return DeviceWipe(
+        uuid=facts.uuid,
+        name=facts.name,
+        backend=facts.backend,
+        total_bytes=facts.total_bytes,
+        reserved_bytes=facts.reserved_bytes,
+        written_bytes=written,
+        verified_bytes=verified,
+        coverage=round(coverage, 6),
+        passes=tuple(passes),
+        residue_words_before=residue,
+        local_memory_scrubbed=scrubbed,
+        local_memory_proven=scrubbed and local is not None and local.proven,
+        seconds=round(time.monotonic() - started, 3),
+        ok=not failures,
+        failures=tuple(failures),
+    )
+
+
+def _allocate(device: Device) -> list[tuple[int, int]]:
+    blocks: list[tuple[int, int]] = []
+    size = min(LARGEST_BLOCK, device.facts.largest_block // PAIR_BYTES * PAIR_BYTES)
+    left = device.facts.total_bytes - device.facts.reserved_bytes
+    while size >= SMALLEST_BLOCK and left >= SMALLEST_BLOCK:
+        if size > left:
+            size //= 2
+            continue
+        try:
+            blocks.append((device.allocate(size), size))
+            left -= size
+        except OutOfDeviceMemoryError:
+            size //= 2
+    return blocks
+
+
+def _pass(device: Device, blocks: list[tuple[int, int]], pattern: str, seed: int) -> tuple[Pass, int]:
+    total = sum(size for _, size in blocks)
+    started = time.monotonic()
+    for number, (block, _) in enumerate(blocks):
+        device.fill(block, _block_seed(seed, number))
+    filled = time.monotonic()
+    found = [device.compare(block, _block_seed(seed, number)).mismatches for number, (block, _) in enumerate(blocks)]
+    compared = time.monotonic()
+    verified = sum(size for (_, size), wrong in zip(blocks, found, strict=True) if not wrong)
+    fill_seconds, compare_seconds = filled - started, compared - filled
+    return Pass(
+        pattern=pattern,
+        seconds=round(fill_seconds, 4),
+        gb_per_s=_rate(total, fill_seconds),
+        compare_seconds=round(compare_seconds, 4),
+        compare_gb_per_s=_rate(total, compare_seconds),
+        mismatches=sum(found),
+    ), verified
+
+
+def _block_seed(seed: int, number: int) -> int:
+    # Each block gets another stretch of the pattern, so that two blocks mapped onto the same memory are noticed.
+    return (seed + (number << 33)) % 2**64 or 1 if seed else 0
+
+
+def _rate(size: int, seconds: float) -> float:
+    return round(size / seconds / 1e9, 2) if seconds > 0 else 0.0
+
+
+def _stream(device: Device, blocks: list[tuple[int, int]], cache_bytes: int) -> None:
+    streamed = 0
+    for block, size in blocks:
+        if streamed > 2 * cache_bytes:
+            break
+        device.compare(block, 0)
+        streamed += size

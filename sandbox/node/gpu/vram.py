@@ -1,0 +1,72 @@
+"""Wiping the node's GPUs: which devices there are, and one worker process a device with a time limit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from sandbox.node.gpu.device import DeviceFacts
+from sandbox.node.gpu.erase import DeviceWipe
+
+TIME_LIMIT_SECONDS = 300.0
+"""The longest one device may take; an 80 GB card behind a slow driver needs under a minute."""
+_REPORT_MAX_BYTES = 1024 * 1024
+
+
+def list_devices(backend: str = "auto") -> list[DeviceFacts]:
+    """Return the devices that can be wiped.
+
+    ``auto`` takes CUDA for NVIDIA cards and OpenCL for GPUs that CUDA does not know; a CPU that speaks OpenCL is no GPU and is
+    listed only when ``opencl`` is asked for by name.
+    """
+    found: list[DeviceFacts] = []
+    if backend in {"cuda", "auto"}:
+        found += _cuda()
+    if backend == "opencl":
+        found += _opencl(gpus_only=False)
+    if backend == "auto":
+        names = {facts.name for facts in found}
+        found += [facts for facts in _opencl(gpus_only=True) if facts.name not in names]
+    return found
+
+
+def _cuda() -> list[DeviceFacts]:
+    try:
+        from sandbox.node.gpu import cuda  # noqa: PLC0415  (the nvidia extra is optional)
+    except ImportError:
+        return []
+    return cuda.list_devices()
+
+
+def _opencl(*, gpus_only: bool) -> list[DeviceFacts]:
+    try:
+        from sandbox.node.gpu import opencl  # noqa: PLC0415  (the opencl extra is optional)
+    except ImportError:
+        return []
+    return opencl.list_devices(gpus_only=gpus_only)
+
+
+def wipe_device(facts: DeviceFacts, *, limit: float = TIME_LIMIT_SECONDS, command: Sequence[str] | None = None) -> DeviceWipe:
+    """Wipe one device in a process of its own, ``limit`` seconds at most.
+
+    A worker that is killed, hangs, or says something unreadable yields a report with ``ok`` False; nothing is taken for granted.
+    """
+    argv = [*(command or (sys.executable, "-m", "sandbox.node.gpu.worker")), facts.backend, facts.uuid]
+    failed = DeviceWipe(uuid=facts.uuid, name=facts.name, backend=facts.backend, total_bytes=facts.total_bytes, reserved_bytes=facts.reserved_bytes)
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)  # noqa: S603  (our own module)
+    except subprocess.TimeoutExpired:
+        return failed.model_copy(update={"failures": (f"the worker was stopped after {limit:.0f} s",)})
+    if done.returncode != 0:
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
+        return failed.model_copy(update={"failures": (f"the worker ended with {done.returncode}; its last words: {last[0][:300]}",)})
+    try:
+        report = DeviceWipe.model_validate_json(done.stdout[:_REPORT_MAX_BYTES])
+    except ValidationError:
+        return failed.model_copy(update={"failures": ("the worker's report cannot be read",)})
+    if (report.uuid, report.backend) != (facts.uuid, facts.backend):
+        return failed.model_copy(update={"failures": (f"the worker reported on {report.uuid}",)})
+    return report

@@ -1,0 +1,45 @@
+"""The short-lived process that wipes one device: ``python -m sandbox.node.gpu.worker BACKEND UUID``.
+
+Prints one ``DeviceWipe`` as JSON on standard output. A process of its own gives every device a fresh driver context and lets the
+node put a time limit on a driver that hangs.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+
+from sandbox.node.gpu.device import Device, DeviceError
+from sandbox.node.gpu.erase import DeviceWipe, erase
+
+
+def open_device(backend: str, uuid: str) -> Device:
+    """Open a device by backend name (``cuda`` or ``opencl``) and UUID. Raises ``DeviceError``."""
+    if backend == "cuda":
+        from sandbox.node.gpu.cuda import CudaDevice  # noqa: PLC0415  (each driver's bindings are an optional extra)
+
+        return CudaDevice(uuid)
+    from sandbox.node.gpu.opencl import OpenClDevice  # noqa: PLC0415  (as above)
+
+    return OpenClDevice(uuid)
+
+
+def wipe(backend: str, uuid: str) -> DeviceWipe:
+    """Open, wipe and close one device; what fails is in the report."""
+    try:
+        device = open_device(backend, uuid)
+    except DeviceError as error:
+        return DeviceWipe(uuid=uuid, name="", backend=backend, failures=(str(error),))
+    report = erase(device, secrets.randbits(63) | 1, progress=lambda step: print(step, file=sys.stderr, flush=True))
+    device.close()
+    return report
+
+
+def main() -> None:
+    """Run the worker from its two arguments."""
+    backend, uuid = sys.argv[1:3]
+    print(wipe(backend, uuid).model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The wipe is honest: each way in which a device can fail makes the report say so."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from sandbox.node.gpu.device import DeviceFacts
+from sandbox.node.gpu.erase import SMALLEST_BLOCK, erase
+from sandbox.node.gpu.vram import wipe_device
+from tests.node.gpu.ram_device import MIB, AliasesBlocks, CorruptsLocalMemory, FlipsAWord, IsLost, MissesAUnit, RamDevice, SkipsABlock
+
+SEED = 0x1234567890ABCDEF
+FACTS = DeviceFacts("RAM-0", "memory", "ram", MIB, 0, MIB, MIB, 1)
+
+
+def test_a_good_device_is_wiped_whole_and_left_zero() -> None:
+    device = RamDevice(7 * MIB + SMALLEST_BLOCK, residue=1000)
+    report = erase(device, SEED)
+    assert report.ok
+    assert report.failures == ()
+    assert report.written_bytes == report.verified_bytes == 7 * MIB + SMALLEST_BLOCK
+    assert report.coverage == 1.0
+    assert report.residue_words_before == 1000
+    assert [item.pattern for item in report.passes] == ["random", "zeros"]
+    assert not any(block.any() for block in device.buffers)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        (SkipsABlock(5 * MIB), "read back wrong"),
+        (FlipsAWord(), "read back wrong"),
+        (AliasesBlocks(8 * MIB), "read back wrong"),
+        (RamDevice(held=MIB), "coverage"),
+        (IsLost(), "DEVICE_LOST"),
+        (MissesAUnit(), "every multiprocessor"),
+        (CorruptsLocalMemory(), "every multiprocessor"),
+        (RamDevice(0), "coverage"),
+    ],
+    ids=["skipped block", "flipped word", "aliased blocks", "held elsewhere", "device lost", "unit missed", "local memory", "no memory"],
+)
+def test_every_planted_failure_is_told(device: RamDevice, words: str) -> None:
+    device.facts = DeviceFacts(**{**device.facts.__dict__, "largest_block": 4 * MIB})
+    report = erase(device, SEED)
+    assert not report.ok
+    assert any(words in failure for failure in report.failures), report.failures
+
+
+def test_blocks_that_do_not_read_back_do_not_count_as_verified() -> None:
+    report = erase(FlipsAWord(), SEED)
+    assert report.verified_bytes == 0
+    assert report.coverage == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with -9"),
+        ("import time; time.sleep(60)", "stopped after"),
+        ("print('all is well')", "cannot be read"),
+        ("print('{\"uuid\":\"GPU-other\",\"name\":\"\",\"backend\":\"ram\",\"ok\":true}')", "reported on GPU-other"),
+        ("raise SystemExit('driver vanished')", "driver vanished"),
+    ],
+    ids=["killed", "hangs", "babbles", "another device", "exits"],
+)
+def test_a_worker_that_does_not_finish_proves_nothing(code: str, words: str) -> None:
+    report = wipe_device(FACTS, limit=2, command=[sys.executable, "-c", code])
+    assert not report.ok
+    assert words in report.failures[0]
+    assert report.total_bytes == MIB

@@ -1,0 +1,66 @@
+"""The OpenCL backend on a real OpenCL driver (PoCL runs it on the CPU)."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox.node.gpu.device import DeviceNotFoundError, OutOfDeviceMemoryError
+from tests.node.gpu.ram_device import MIB, pattern
+
+opencl = pytest.importorskip("sandbox.node.gpu.opencl", reason="the opencl extra is not installed")
+np = pytest.importorskip("numpy")
+cl = pytest.importorskip("pyopencl")
+
+DEVICES = opencl.list_devices(gpus_only=False)
+pytestmark = pytest.mark.skipif(not DEVICES, reason="no OpenCL driver on this machine (pip install pocl-binary-distribution)")
+SEED = 0xFEDCBA9876543211
+
+
+@pytest.fixture
+def device():  # noqa: ANN201
+    opened = opencl.OpenClDevice(DEVICES[0].uuid)
+    yield opened
+    opened.close()
+
+
+def read(device, buffer, words):  # noqa: ANN001, ANN201
+    out = np.empty(words, np.uint64)
+    cl.enqueue_copy(device._queue, out, device._buffers[buffer], is_blocking=True)  # noqa: SLF001
+    return out
+
+
+@pytest.mark.parametrize("seed", [0, 1, SEED, 2**64 - 1])
+def test_fill_writes_exactly_the_specified_pattern(device, seed: int) -> None:  # noqa: ANN001
+    buffer = device.allocate(MIB)
+    device.fill(buffer, seed)
+    assert (read(device, buffer, MIB // 8) == pattern(MIB // 8, seed)).all()
+    assert device.compare(buffer, seed).mismatches == 0
+
+
+def test_compare_counts_each_wrong_word_and_finds_the_first(device) -> None:  # noqa: ANN001
+    buffer = device.allocate(MIB)
+    device.fill(buffer, SEED)
+    words = pattern(MIB // 8, SEED)
+    for index in (77, 78, 100_000):
+        words[index] ^= np.uint64(2**40)
+    cl.enqueue_copy(device._queue, device._buffers[buffer], words, is_blocking=True)  # noqa: SLF001
+    found = device.compare(buffer, SEED)
+    assert (found.mismatches, found.first) == (3, 77)
+
+
+def test_local_memory_is_written_and_read_back(device) -> None:  # noqa: ANN001
+    result = device.scrub_local(SEED)
+    assert result.visited == result.units >= 1
+    assert result.local_bytes >= 16 * 1024
+    assert result.errors == 0
+    assert not result.proven  # OpenCL cannot say which unit ran a group
+
+
+def test_more_than_the_device_has_is_refused(device) -> None:  # noqa: ANN001
+    with pytest.raises(OutOfDeviceMemoryError):
+        device.allocate(2**50)
+
+
+def test_an_unknown_device_names_the_known_ones() -> None:
+    with pytest.raises(DeviceNotFoundError, match=DEVICES[0].uuid):
+        opencl.OpenClDevice("OCL-none")
