@@ -1,0 +1,97 @@
+"""What a node did to end a lease: an ordered list of steps, each with what was seen and what was wanted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
+
+from attestation.document import Count, Document, Duration, LeaseId, Moment, Name, NodeId, Part, Text
+
+WIPE_PAYLOAD_TYPE = "application/vnd.sealrig.wipe+json"
+MAX_STEPS = 512
+MAX_MEDIA = 128
+
+
+class WipeStep(Part):
+    """One step: what it was about, what was done, what was then seen. ``ok`` says that the wanted was proven."""
+
+    step: Name
+    target: Text
+    action: Text
+    seen: Text
+    wanted: Text
+    ok: bool
+    seconds: Duration
+
+
+class GpuWipe(Part):
+    """What was written and read back on one GPU, in bytes. ``residue_words_before`` counts non-zero words found before writing."""
+
+    uuid: Name
+    name: Name
+    backend: Name
+    total_bytes: Count
+    reserved_bytes: Count
+    written_bytes: Count
+    verified_bytes: Count
+    mismatches: Count
+    residue_words_before: Count
+    local_memory_scrubbed: bool
+    seconds: Duration
+    ok: bool
+
+
+class Medium(Part):
+    """One medium that held the lease's data, in the terms of NIST SP 800-88 Rev. 2.
+
+    ``method`` is ``clear`` or ``purge``; ``technique`` says how (for example cryptographic erase); ``verification`` how it was checked.
+    """
+
+    kind: Name
+    manufacturer: Text = "unknown"
+    model: Text = "unknown"
+    serial: Text = "unknown"
+    source: Text = ""
+    method: Literal["clear", "purge", "none"]
+    technique: Text
+    verification: Text
+    proven: bool
+
+
+class WipeReport(Document):
+    """The payload of ``WIPE_PAYLOAD_TYPE``, signed by the node. ``proven`` follows from the steps and cannot be set."""
+
+    v: Literal[1] = 1
+    lease: LeaseId
+    node: NodeId
+    started_at: Moment
+    ended_at: Moment
+    steps: Annotated[tuple[WipeStep, ...], Field(max_length=MAX_STEPS)]
+    gpus: Annotated[tuple[GpuWipe, ...], Field(max_length=64)] = ()
+    media: Annotated[tuple[Medium, ...], Field(max_length=MAX_MEDIA)] = ()
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use over a property
+    @property
+    def proven(self) -> bool:
+        """Whether there is at least one step and every step, GPU and medium was proven."""
+        parts = (*self.steps, *self.gpus)
+        return bool(self.steps) and all(part.ok for part in parts) and all(medium.proven for medium in self.media)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _proven_follows(cls, tree: Any, build: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401  (any input; pydantic checks it)
+        claimed = None
+        if isinstance(tree, dict) and "proven" in tree:
+            claimed = tree["proven"]
+            tree = {name: value for name, value in tree.items() if name != "proven"}
+        report = build(tree)
+        if claimed is not None and claimed is not report.proven:
+            msg = "proven must follow from the steps"
+            raise ValueError(msg)
+        return report
+
+    @property
+    def failed(self) -> tuple[WipeStep, ...]:
+        """The steps that were not proven."""
+        return tuple(step for step in self.steps if not step.ok)
