@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, ValidationError
 
@@ -61,7 +61,12 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A signed document. Its bytes are its canonical JSON, and only those bytes are accepted back."""
+    """A signed document. Its bytes are its canonical JSON, and only those bytes are accepted back.
+
+    ``derived`` names the computed fields: they are written, and on reading they must be what the others give.
+    """
+
+    derived: ClassVar[frozenset[str]] = frozenset()
 
     def to_payload(self) -> bytes:
         """Return the canonical JSON (RFC 8785)."""
@@ -70,9 +75,11 @@ class Document(Part):
     @classmethod
     def from_payload(cls, raw: bytes) -> Self:
         """Read bytes made by ``to_payload``. Raises ``FormatError`` or ``LimitError``."""
-        parse_json(raw, max_bytes=MAX_DOCUMENT_BYTES)
+        tree = parse_json(raw, max_bytes=MAX_DOCUMENT_BYTES)
+        if isinstance(tree, dict):
+            tree = {name: value for name, value in tree.items() if name not in cls.derived}
         try:
-            document = cls.model_validate_json(raw)
+            document = cls.model_validate_json(canonical_json(tree))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the document"

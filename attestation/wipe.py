@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
+from pydantic import Field, computed_field
 
 from attestation.document import Count, Document, Duration, LeaseId, Moment, Name, NodeId, Part, Text
 
@@ -62,6 +62,8 @@ class Medium(Part):
 class WipeReport(Document):
     """The payload of ``WIPE_PAYLOAD_TYPE``, signed by the node. ``proven`` follows from the steps and cannot be set."""
 
+    derived: ClassVar[frozenset[str]] = frozenset({"proven"})
+
     v: Literal[1] = 1
     lease: LeaseId
     node: NodeId
@@ -75,21 +77,8 @@ class WipeReport(Document):
     @property
     def proven(self) -> bool:
         """Whether there is at least one step and every step, GPU and medium was proven."""
-        parts = (*self.steps, *self.gpus)
-        return bool(self.steps) and all(part.ok for part in parts) and all(medium.proven for medium in self.media)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _proven_follows(cls, tree: Any, build: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401  (any input; pydantic checks it)
-        claimed = None
-        if isinstance(tree, dict) and "proven" in tree:
-            claimed = tree["proven"]
-            tree = {name: value for name, value in tree.items() if name != "proven"}
-        report = build(tree)
-        if claimed is not None and claimed is not report.proven:
-            msg = "proven must follow from the steps"
-            raise ValueError(msg)
-        return report
+        parts = [step.ok for step in self.steps] + [gpu.ok for gpu in self.gpus] + [medium.proven for medium in self.media]
+        return bool(self.steps) and all(parts)
 
     @property
     def failed(self) -> tuple[WipeStep, ...]:
