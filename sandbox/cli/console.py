@@ -1,0 +1,216 @@
+"""How every command talks: one JSON document on stdout with ``--json``, messages and progress on stderr, errors as exit codes.
+
+A command asks for ``console()`` and uses ``say``, ``progress``, ``emit`` and ``fail``; it raises ``SealrigError`` (or the errors of
+the policy and attestation packages) for everything else. ``run`` is the only place that turns errors into words and exit codes:
+0 done, 1 refused or failed, 2 usage, 130 interrupted. No traceback is shown without ``--debug``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from enum import Enum
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, Problem, problem_of
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all (0 where that is not known)."""
+
+
+class Failed(Exception):  # noqa: N818  (not an error of its own: it carries one, with the document to print beside it)
+    """A command's whole answer is a document that says no; ``error`` says why."""
+
+    def __init__(self, document: Mapping[str, object], error: Exception) -> None:
+        super().__init__(str(error))
+        self.document = document
+        self.error = error
+
+
+class Console:
+    """What one command says, and where. ``json`` and ``debug`` are the flags that every command has."""
+
+    def __init__(self, *, json_output: bool = False, debug: bool = False) -> None:
+        self.json = json_output
+        self.debug = debug
+        self._printed = False
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person can be asked something: terminal on both ends, and no JSON wanted."""
+        return not self.json and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def say(self, message: str) -> None:
+        """Tell a person something, on stderr."""
+        print(message, file=sys.stderr, flush=True)
+
+    def warn(self, message: str) -> None:
+        """Warn a person, on stderr."""
+        self.rich().print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def emit(self, document: object, human: str | Callable[[], object] | None = None) -> None:
+        """Print the command's result: the document with ``--json``, else ``human`` (text, or something that prints to stdout).
+
+        Called at most once a run, so that stdout holds exactly one document. Models, data classes, times, paths and enums are
+        written as JSON.
+        """
+        if self.json:
+            if self._printed:
+                raise RuntimeError("a command printed two documents")
+            self._printed = True
+            print(json.dumps(plain(document), indent=2, ensure_ascii=False), flush=True)
+        elif callable(human):
+            human()
+        elif human is not None:
+            print(human, flush=True)
+
+    def table(self, rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> None:
+        """Print rows with the same keys as a table on stdout; ``empty`` goes to stderr where there are none."""
+        if not rows:
+            self.say(empty)
+            return
+        from rich.box import SIMPLE_HEAD  # noqa: PLC0415  (rich costs 100 ms; only what prints tables pays)
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column in rows[0]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(shown(value)) for value in row.values()))
+        self.rich(stderr=False).print(table)
+
+    def fields(self, values: Mapping[str, object]) -> None:
+        """Print ``name  value`` lines on stdout, aligned."""
+        width = max((len(name) for name in values), default=0)
+        for name, value in values.items():
+            print(f"{name:<{width}}  {shown(value)}".rstrip())
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Progress]:
+        """Show bytes done with rate and time left, on stderr, while the block runs; silent where stderr is no terminal."""
+        if not sys.stderr.isatty():
+            yield _ignore
+            return
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
+        from rich.progress import Progress as Bars  # noqa: PLC0415
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(compact=True),
+        )  # fmt: skip
+        with Bars(*columns, console=self.rich(), transient=False) as bars:
+            task = bars.add_task(label, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total or None)
+
+    def fail(self, document: Mapping[str, object], error: Exception) -> NoReturn:
+        """End the command with exit code 1: the document (plus ``error``) with ``--json``, the error's words on stderr."""
+        raise Failed(document, error)
+
+    def report(self, problem: Problem, document: Mapping[str, object] | None = None) -> None:
+        """Print an error: words on stderr, and with ``--json`` the one document with ``error`` in it."""
+        if self.json and not self._printed:
+            self.emit({**(document or {}), "error": {"code": problem.code, "message": problem.message, "details": problem.details}})
+        for line, style in problem.lines():
+            self.rich().print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def rich(self, *, stderr: bool = True) -> RichConsole:
+        """Return a Rich console on stderr (or stdout) as it is now."""
+        from rich.console import Console as RichConsole  # noqa: PLC0415
+
+        return RichConsole(stderr=stderr)
+
+
+_current: ContextVar[Console | None] = ContextVar("console", default=None)
+
+
+def console() -> Console:
+    """Return the console of the command that runs."""
+    found = _current.get()
+    if found is None:
+        found = Console()
+        _current.set(found)
+    return found
+
+
+def run(command: Callable[[Sequence[str]], object], args: Sequence[str]) -> int:
+    """Run a parsed-and-invoked command line and return its exit code. ``command`` takes the arguments and may return a code."""
+    flags = args[: args.index("--")] if "--" in args else args
+    here = Console(json_output="--json" in flags, debug="--debug" in flags)
+    token = _current.set(here)
+    try:
+        code = command(args)
+    except KeyboardInterrupt:
+        here.say("interrupted")
+        return EXIT_INTERRUPTED
+    except Failed as failed:
+        _trace(here)
+        here.report(problem_of(failed.error), failed.document)
+        return EXIT_REFUSED
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody left to tell, and the interpreter must not try again at exit.
+        sys.stdout = None  # type: ignore[assignment]  # the documented way to stop the flush at exit
+        return EXIT_REFUSED
+    except Exception as error:  # noqa: BLE001  (the one place where all errors become words)
+        problem = problem_of(error)
+        _trace(here)
+        here.report(problem)
+        return problem.exit_code
+    finally:
+        _current.reset(token)
+    if code == EXIT_INTERRUPTED:
+        here.say("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _trace(here: Console) -> None:
+    if here.debug:
+        traceback.print_exc(file=sys.stderr)
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Take progress and show none."""
+
+
+def plain(value: object) -> Any:  # noqa: ANN401  (JSON values)
+    """Return a document as JSON values. Raises ``TypeError`` for bytes and what else has no JSON form."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, (str, PurePath)):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
+        return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def shown(value: object) -> str:
+    """Return a value as a person reads it in a table or field."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ", ".join(shown(item) for item in value) or "-"
+    return str(value)
