@@ -1,0 +1,178 @@
+"""The customer's trust file: which nodes, logs, levels and measurements the customer accepts. Absent means not accepted.
+
+The caller parses the YAML (strictly); this module takes the tree. Unknown keys are refused with the valid ones named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from datetime import timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.alias_generators import to_camel
+
+from attestation.appraisal import Level
+from attestation.canonical import digest_of
+from attestation.document import Base64, NodeId, Sha256
+from attestation.errors import FormatError
+from attestation.signing import VerifyKey
+
+MAX_LIST = 4096
+_DURATION = re.compile(r"(\d{1,9})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None or int(match[1]) == 0:
+        msg = "a duration such as 90s, 10m, 24h or 7d is wanted"
+        raise ValueError(msg)
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
+
+
+def _key(text: str) -> str:
+    try:
+        VerifyKey.from_text(text)
+    except FormatError as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+def _level(text: object) -> object:
+    return text.label if isinstance(text, Level) else text
+
+
+KeyText = Annotated[str, StringConstraints(max_length=200), AfterValidator(_key)]
+LevelLabel = Annotated[Literal["software", "measured", "confidential", "confidential-gpu"], BeforeValidator(_level)]
+Wait = Annotated[timedelta, BeforeValidator(_duration)]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Hex48 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{96}$")]
+Byte = Annotated[int, Field(ge=0, le=255, strict=True)]
+PcrIndex = Annotated[str, StringConstraints(pattern=r"^(?:[0-9]|1[0-9]|2[0-3])$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class LogTrust(_Section):
+    """The audit log that is accepted: its origin line and its C2SP verifier key."""
+
+    origin: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    key: Annotated[str, StringConstraints(min_length=1, max_length=400)]
+
+
+class TpmTrust(_Section):
+    """Attestation keys of TPMs by node (base64 of the DER public key), and the accepted values of each PCR (SHA-256 bank)."""
+
+    keys: Annotated[dict[NodeId, Base64], Field(max_length=MAX_LIST)] = {}
+    pcrs: Annotated[dict[PcrIndex, Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=256)]], Field(max_length=24)] = {}
+
+
+class TcbFloor(_Section):
+    """The lowest accepted security version of each AMD firmware part. ``fmc`` exists on Turin only."""
+
+    bootloader: Byte = 0
+    tee: Byte = 0
+    snp: Byte = 0
+    microcode: Byte = 0
+    fmc: Byte = 0
+
+
+class SnpTrust(_Section):
+    """What an SEV-SNP report must show: launch measurements (48 bytes in hex), firmware floors, guest policy."""
+
+    measurements: Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
+    tcb: TcbFloor = TcbFloor()
+    smt: bool = True
+    migration: bool = False
+
+
+class GpuTrust(_Section):
+    """Accepted driver and VBIOS versions of confidential GPUs; the reference measurements themselves come in signed RIM files."""
+
+    drivers: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    vbios: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+
+
+class TrustSpec(_Section):
+    """All that is accepted.
+
+    ``interlock`` is ``log`` (the previous wipes are looked up in the audit log) or ``claimed`` (the node's signed word is taken).
+    ``runners`` of None accepts any runner; ``customers`` of None accepts the identity inside the signed job.
+    """
+
+    level: LevelLabel
+    nodes: Annotated[dict[NodeId, KeyText], Field(min_length=1, max_length=MAX_LIST)]
+    log: LogTrust
+    customers: Annotated[tuple[KeyText, ...], Field(max_length=MAX_LIST)] | None = None
+    runners: Annotated[tuple[Sha256, ...], Field(max_length=MAX_LIST)] | None = None
+    posture: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    freshness: Wait = timedelta(minutes=10)
+    witnesses: Annotated[tuple[Annotated[str, StringConstraints(max_length=400)], ...], Field(max_length=64)] = ()
+    witness_quorum: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
+    interlock: Literal["log", "claimed"] = "log"
+    tpm: TpmTrust | None = None
+    snp: SnpTrust | None = None
+    gpu: GpuTrust | None = None
+
+
+class Trust(_Section):
+    """A trust file (``apiVersion: sealrig/v1``, ``kind: Trust``)."""
+
+    api_version: Literal["sealrig/v1"]
+    kind: Literal["Trust"]
+    spec: TrustSpec
+
+    @classmethod
+    def from_tree(cls, tree: object) -> Self:
+        """Build from parsed YAML. Raises ``FormatError`` with the place, the value seen and what is wanted."""
+        try:
+            trust = cls.model_validate(tree)
+        except ValidationError as error:
+            raise _format_error(error) from error
+        if trust.spec.witness_quorum > len(trust.spec.witnesses):
+            raise FormatError("spec.witnessQuorum: more witnesses are wanted than named", rule="trust-schema",
+                              seen=str(trust.spec.witness_quorum), wanted=f"≤ {len(trust.spec.witnesses)}", fix="name more witnesses")  # fmt: skip
+        return trust
+
+    @property
+    def level(self) -> Level:
+        """The least level that is accepted."""
+        return Level.from_label(self.spec.level)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over the file's values; it names the appraisal policy in an EAR."""
+        return digest_of(self.model_dump(mode="json", by_alias=True))
+
+    def node_key(self, node: str) -> VerifyKey | None:
+        """Return the key listed for a node, or None."""
+        text = self.spec.nodes.get(node)
+        return None if text is None else VerifyKey.from_text(text)
+
+    @property
+    def node_keys(self) -> tuple[VerifyKey, ...]:
+        """The keys of all listed nodes."""
+        return tuple(VerifyKey.from_text(text) for text in self.spec.nodes.values())
+
+
+def _format_error(error: ValidationError) -> FormatError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        known = sorted({field.alias or name for model in _SECTIONS for name, field in model.model_fields.items()})
+        close = difflib.get_close_matches(key, known, n=1)
+        fix = f"did you mean {close[0]!r}?" if close else f"keys of a trust file: {', '.join(known)}"
+        return FormatError(f"{place}: unknown key", rule="trust-schema", seen=key[:100], wanted="a key of the trust file", fix=fix)
+    text = first["msg"].removeprefix("Value error, ")
+    shown = first["input"] if isinstance(first["input"], str | int | float | bool) else type(first["input"]).__name__
+    return FormatError(f"{place}: {text}", rule="trust-schema", seen=str(shown)[:200], wanted=text, fix=f"correct {place} in the trust file")
+
+
+_SECTIONS: tuple[type[BaseModel], ...] = (Trust, TrustSpec, LogTrust, TpmTrust, SnpTrust, TcbFloor, GpuTrust)
