@@ -1,0 +1,234 @@
+"""The one writer of a log: group commit, and the order in which a batch becomes durable.
+
+1. entries and tree state are committed (``EntryStore``);
+2. the checkpoint over them is signed;
+3. it goes into the lock store in exchange for the one before (``LockStore``);
+4. tiles and entry bundles are written (``PublicFolder``);
+5. witnesses cosign;
+6. ``checkpoint`` is published, last; only now the callers hear their indexes.
+
+A crash anywhere leaves at most one batch between these steps; ``open`` replays it from what step 1 stored, or refuses
+with the reason. A failure while running ends the same way: the batch is refused, the stores are opened anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from attestation.errors import LogError
+from attestation.log.errors import LeafError, LogFencedError, LogLockedError, LogStoreError
+from attestation.log.leaf import leaf_id
+from attestation.log.state import Stores, open_stores
+from attestation.merkle import leaf_hash
+from attestation.signing import SigningKey
+
+MAX_BATCH = 4096
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+
+Cosign = Callable[[str, int], Sequence[str]]
+"""Takes a signed checkpoint and the size before; returns witnesses' signature lines. Raises ``QuorumError``."""
+
+
+@dataclass
+class _Request:
+    leaves: list[bytes]
+    ids: list[bytes]
+    done: Future[list[int]]
+    size: int
+
+
+class LogWriter:
+    """Appends to a log. Any number of threads may call it; one process at a time may hold it."""
+
+    def __init__(self, data: Path, origin: str, key: SigningKey, lock: Path, cosign: Cosign | None) -> None:
+        """Use ``open``."""
+        self._data, self._origin, self._key, self._lock_path, self._cosign = data, origin, key, lock, cosign
+        self._held = _hold(data / "log-state")
+        self._queue: list[_Request] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._fenced: LogFencedError | None = None
+        self._stores: Stores | None = None
+        try:
+            self._stores = self._open_stores()
+        except BaseException:
+            os.close(self._held)
+            raise
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, data: Path, *, origin: str, key: SigningKey, lock: Path | None = None, cosign: Cosign | None = None) -> Self:
+        """Open or create the log under ``data`` (``log/`` public, ``log-state/`` and ``log-lock/`` private) and replay.
+
+        ``lock`` is the folder of the lock store, best on another disk than ``data``. ``cosign`` asks witnesses.
+        Raises ``LogLockedError`` while another process writes, ``LogStoreError`` when the stores contradict each other.
+        """
+        return cls(data, origin, key, lock or data / "log-lock", cosign)
+
+    def append(self, leaves: Sequence[bytes]) -> list[int]:
+        """Add leaves (``Leaf.to_bytes()``); return their indexes once they are durable and their checkpoint is published.
+
+        Idempotent by leaf id: a leaf that is in the log already keeps its index. Raises ``LeafError`` for bytes that are no leaf
+        or that use an id again for other bytes, ``LogStoreError`` when the batch could not be made durable, ``QuorumError``
+        when witnesses did not cosign; after these the same call may be made again.
+        """
+        if not leaves:
+            return []
+        request = _Request(list(leaves), [leaf_id(leaf) for leaf in leaves], Future(), sum(map(len, leaves)))
+        with self._wake:
+            if self._fenced is not None:
+                raise self._fenced
+            if self._closed:
+                raise LogStoreError("the log is closed", rule="log-closed", seen="closed", wanted="open")
+            self._queue.append(request)
+            self._wake.notify()
+        return request.done.result()
+
+    def checkpoint(self) -> str:
+        """Return the published checkpoint, a signed note."""
+        stores = self._stores
+        if stores is None:
+            raise LogStoreError("the log's stores are closed after a failure", rule="log-failed", seen="closed", wanted="open", fix="append again")
+        return stores.published.note
+
+    def close(self) -> None:
+        """Finish what is queued, then let go of the log."""
+        with self._wake:
+            if self._closed:
+                return
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+        if self._stores is not None:
+            self._stores.close()
+        os.close(self._held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_stores(self) -> Stores:
+        try:
+            return open_stores(self._data, self._lock_path, self._origin, self._key, self._cosign)
+        except (OSError, sqlite3.Error) as error:
+            raise _store_error(error) from error
+
+    def _run(self) -> None:
+        while batch := self._take():
+            try:
+                if self._stores is None:
+                    self._stores = self._open_stores()
+                self._append(self._stores, batch)
+            except Exception as error:  # noqa: BLE001  (whatever it is, the callers must hear it and the stores are replayed)
+                self._fail(batch, error)
+
+    def _take(self) -> list[_Request]:
+        """Wait for requests; return as many as fit one commit, none once closed."""
+        with self._wake:
+            while not self._queue and not self._closed:
+                self._wake.wait()
+            count = leaves = size = 0
+            for request in self._queue:
+                leaves, size = leaves + len(request.leaves), size + request.size
+                if count and (leaves > MAX_BATCH or size > MAX_BATCH_BYTES):
+                    break
+                count += 1
+            batch, self._queue = self._queue[:count], self._queue[count:]
+            return batch
+
+    def _append(self, stores: Stores, batch: list[_Request]) -> None:
+        placing = _Placing(stores, [each for request in batch for each in request.ids])
+        answers: list[tuple[_Request, list[int]]] = []
+        for request in batch:
+            try:
+                answers.append((request, placing.place(request)))
+            except LeafError as error:
+                request.done.set_exception(error)
+        if placing.fresh:
+            stores.commit(list(placing.fresh.items()))
+        for request, indexes in answers:
+            request.done.set_result(indexes)
+
+    def _fail(self, batch: list[_Request], error: Exception) -> None:
+        """Refuse a batch and close the stores: whether it is durable is not known, a replay finds out."""
+        if self._stores is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._stores.close()
+            self._stores = None
+        refusal = error if isinstance(error, LogError) else _store_error(error)
+        if isinstance(refusal, LogFencedError):
+            # Opening anew would take the log back from its new writer: this one is done for good.
+            with self._wake:
+                self._fenced, self._closed = refusal, True
+                batch, self._queue = batch + self._queue, []
+        for request in batch:
+            if not request.done.done():
+                request.done.set_exception(refusal)
+
+
+class _Placing:
+    """Gives the leaves of one commit their indexes. ``fresh``: id to bytes of what is new, in order."""
+
+    def __init__(self, stores: Stores, ids: list[bytes]) -> None:
+        self._stores, self._size = stores, stores.published.size
+        self._known = stores.entries.find(ids)
+        self.fresh: dict[bytes, bytes] = {}
+
+    def place(self, request: _Request) -> list[int]:
+        """Return the indexes of a request's leaves. Raises ``LeafError`` and takes back all of the request."""
+        indexes, added = list[int](), list[bytes]()
+        try:
+            for id_, leaf in zip(request.ids, request.leaves, strict=True):
+                if id_ not in self._known:
+                    self._known[id_] = self._size + len(self.fresh)
+                    self.fresh[id_] = leaf
+                    added.append(id_)
+                elif not self._same(id_, leaf):
+                    raise LeafError(
+                        "another leaf has this id", rule="leaf-id-reused", seen=id_.hex(), wanted="the same bytes for the same id",
+                        fix="give every event its own id",
+                    )  # fmt: skip
+                indexes.append(self._known[id_])
+        except LeafError:
+            for id_ in added:
+                del self._known[id_], self.fresh[id_]
+            raise
+        return indexes
+
+    def _same(self, id_: bytes, leaf: bytes) -> bool:
+        at = self._known[id_]
+        return self.fresh[id_] == leaf if at >= self._size else self._stores.leaf_hash_at(at) == leaf_hash(leaf)
+
+
+def _store_error(error: Exception) -> LogStoreError:
+    return LogStoreError(
+        "the log could not be written", rule="store-io", seen=f"{type(error).__name__}: {error}"[:200], wanted="a durable write",
+        fix="see to the disk (space, errors, rights), then try again",
+    )  # fmt: skip
+
+
+def _hold(folder: Path) -> int:
+    """Take the writer's file lock; it ends with the process. Raises ``LogLockedError``."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise LogLockedError(
+            "another process writes this log", rule="log-locked", seen=str(folder / "writer.lock"), wanted="one writer",
+            fix="stop the other process, or use the running server's address",
+        ) from error  # fmt: skip
+    return fd
