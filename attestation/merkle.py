@@ -138,7 +138,9 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
     An empty old tree is a prefix of everything, so it proves nothing; it is refused, callers must not ask.
     """
     if not 0 < old <= new <= MAX_SIZE:
-        raise ProofError("no consistency between these sizes", rule="consistency-sizes", seen=f"{old} to {new}", wanted="0 < old ≤ new < 2^63")
+        raise ProofError(
+            "no consistency between these sizes", rule="consistency-sizes", seen=f"{old} to {new}", wanted="0 < old ≤ new < 2^63"
+        )
     if old == new:
         if proof:
             raise ProofError("equal trees need no proof", rule="consistency-length", seen=f"{len(proof)} hashes", wanted="none")

@@ -89,9 +89,12 @@ class PublicFolder:
 def _require_same(target: Path, data: bytes) -> None:
     if target.read_bytes() != data:
         raise LogStoreError(
-            f"{target.name} stands in the log's folder with other bytes", rule="store-tile-differs", seen=str(target), wanted="the same bytes",
+            f"{target.name} stands in the log's folder with other bytes",
+            rule="store-tile-differs",
+            seen=str(target),
+            wanted="the same bytes",
             fix="find out who changed the log's folder; restore it from a copy that 'sealrig audit verify' accepts",
-        )  # fmt: skip
+        )
 
 
 def _write_synced(path: Path, data: bytes) -> None:

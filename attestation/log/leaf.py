@@ -38,12 +38,37 @@ _LEAF = re.compile(
 )
 _EACH = re.compile(r'"field":"([^"]*)","mac":"([^"]*)"')
 _KEYS = frozenset(
-    ("action", "actor_ref", "commitments", "evidence", "id", "occurred_at", "outcome", "recorded_at", "resource_ref", "tenant_ref", "type", "v")
+    (
+        "action",
+        "actor_ref",
+        "commitments",
+        "evidence",
+        "id",
+        "occurred_at",
+        "outcome",
+        "recorded_at",
+        "resource_ref",
+        "tenant_ref",
+        "type",
+        "v",
+    )
 )
-_WORDS = {name: re.compile(pattern) for name, pattern in {
-    "action": _SLUG, "outcome": _SLUG, "type": _SLUG, "actor_ref": _REF, "resource_ref": _REF, "tenant_ref": _REF,
-    "id": _UUID7, "occurred_at": _TIME, "recorded_at": _TIME, "digest": _DIGEST, "mediaType": _MEDIA,
-}.items()}  # fmt: skip
+_WORDS = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "action": _SLUG,
+        "outcome": _SLUG,
+        "type": _SLUG,
+        "actor_ref": _REF,
+        "resource_ref": _REF,
+        "tenant_ref": _REF,
+        "id": _UUID7,
+        "occurred_at": _TIME,
+        "recorded_at": _TIME,
+        "digest": _DIGEST,
+        "mediaType": _MEDIA,
+    }.items()
+}
 
 
 @dataclass(frozen=True)
@@ -176,14 +201,19 @@ def _explain_words(tree: dict[str, object]) -> None:
     evidence, commitments = tree["evidence"], tree["commitments"]
     if evidence is not None:
         if not isinstance(evidence, dict) or set(evidence) != {"digest", "mediaType"}:
-            raise LeafError("a leaf's evidence is not a reference", rule="leaf-evidence", seen=str(evidence)[:80], wanted="digest, mediaType")
+            raise LeafError(
+                "a leaf's evidence is not a reference", rule="leaf-evidence", seen=str(evidence)[:80], wanted="digest, mediaType"
+            )
         words |= evidence
     for name, value in words.items():
         if not isinstance(value, str) or _WORDS[name].fullmatch(value) is None:
             raise LeafError(
-                f"a leaf's {name} is not acceptable", rule=f"leaf-{name}", seen=repr(value)[:80], wanted=_WORDS[name].pattern,
+                f"a leaf's {name} is not acceptable",
+                rule=f"leaf-{name}",
+                seen=repr(value)[:80],
+                wanted=_WORDS[name].pattern,
                 fix="log random ids, digests and fixed words; put anything else into a salted commitment",
-            )  # fmt: skip
+            )
     if not isinstance(commitments, list) or re.fullmatch(_COMMITMENTS, canonical_json(commitments).decode()[1:-1]) is None:
         raise LeafError("a leaf's commitments are not acceptable", rule="leaf-commitments", seen=str(commitments)[:80], wanted="field, mac")
 

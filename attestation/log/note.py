@@ -36,7 +36,9 @@ def check_name(name: str) -> None:
 def parse_number(text: str, rule: str) -> int:
     """Read an ASCII decimal without leading zeroes, at most 2^63 - 1. Raises ``CheckpointError`` named ``rule``."""
     if _NUMBER.fullmatch(text) is None:
-        raise CheckpointError("a number has another spelling", rule=f"{rule}-form", seen=repr(text)[:40], wanted="decimal without leading zeroes")
+        raise CheckpointError(
+            "a number has another spelling", rule=f"{rule}-form", seen=repr(text)[:40], wanted="decimal without leading zeroes"
+        )
     value = int(text)
     if value > MAX_SIZE:
         raise CheckpointError("a number is too large", rule=f"{rule}-range", seen=text, wanted=f"≤ {MAX_SIZE}")
@@ -92,20 +94,26 @@ class NoteVerifier:
         stamped = self.kind == COSIGNATURE
         if len(signature.blob) != (72 if stamped else 64):
             raise NoteSignatureError(
-                "a trusted key's signature has a wrong length", rule="signature-length", seen=f"{len(signature.blob)} bytes",
+                "a trusted key's signature has a wrong length",
+                rule="signature-length",
+                seen=f"{len(signature.blob)} bytes",
                 wanted="72 bytes" if stamped else "64 bytes",
-            )  # fmt: skip
+            )
         moment = int.from_bytes(signature.blob[:8], "big") if stamped else None
         if moment is not None and moment > MAX_SIZE:
-            raise NoteSignatureError("a cosignature's time is out of range", rule="cosignature-time", seen=str(moment), wanted=f"≤ {MAX_SIZE}")
+            raise NoteSignatureError(
+                "a cosignature's time is out of range", rule="cosignature-time", seen=str(moment), wanted=f"≤ {MAX_SIZE}"
+            )
         message = text.encode() if moment is None else _cosigned(moment, text)
         try:
             self.key.verify(signature.blob[8:] if stamped else signature.blob, message)
         except SignatureError as error:
             raise NoteSignatureError(
-                f"the signature of {self.name} does not verify", rule="signature-invalid", seen="other text or another key",
+                f"the signature of {self.name} does not verify",
+                rule="signature-invalid",
+                seen="other text or another key",
                 wanted=f"a signature by {self.text}",
-            ) from error  # fmt: skip
+            ) from error
         return moment
 
 
@@ -127,7 +135,9 @@ class NoteSignature:
         try:
             raw = b64decode(body)
         except FormatError as error:
-            raise NoteError("a signature is not canonical base64", rule="note-signature-base64", seen=body[-12:], wanted="canonical base64") from error
+            raise NoteError(
+                "a signature is not canonical base64", rule="note-signature-base64", seen=body[-12:], wanted="canonical base64"
+            ) from error
         if len(raw) < 5:
             raise NoteError("a signature is too short", rule="note-signature-short", seen=f"{len(raw)} bytes", wanted="more than 4 bytes")
         return cls(name, raw[:4], raw[4:])
@@ -166,7 +176,9 @@ class Note:
             raise NoteError("a note has no signatures", rule="note-blank-line", seen="no blank line", wanted="text, blank line, signatures")
         lines = tail.split("\n")[:-1]
         if not 1 <= len(lines) <= MAX_SIGNATURES:
-            raise NoteError("a note has too few or too many signatures", rule="note-count", seen=str(len(lines)), wanted=f"1 to {MAX_SIGNATURES}")
+            raise NoteError(
+                "a note has too few or too many signatures", rule="note-count", seen=str(len(lines)), wanted=f"1 to {MAX_SIGNATURES}"
+            )
         return cls(text + "\n", tuple(NoteSignature.parse(line) for line in lines))
 
     @property
@@ -191,10 +203,11 @@ class Note:
             proven[verifier] = verifier.check(self.text, signature)
         if not proven:
             raise NoteSignatureError(
-                "no trusted key signed this note", rule="signature-unknown",
+                "no trusted key signed this note",
+                rule="signature-unknown",
                 seen=", ".join(f"{each.name}+{each.key_id.hex()}" for each in self.signatures)[:200],
                 wanted=", ".join(f"{each.name}+{each.key_id.hex()}" for each in trusted)[:200] or "at least one trusted key",
-            )  # fmt: skip
+            )
         return proven
 
 
@@ -222,9 +235,13 @@ class Checkpoint:
         try:
             digest = b64decode(root)
         except FormatError as error:
-            raise CheckpointError("a root is not base64", rule="checkpoint-root-base64", seen=root[:60], wanted="canonical base64") from error
+            raise CheckpointError(
+                "a root is not base64", rule="checkpoint-root-base64", seen=root[:60], wanted="canonical base64"
+            ) from error
         if len(digest) != HASH_BYTES:
-            raise CheckpointError("a root has a wrong length", rule="checkpoint-root-length", seen=f"{len(digest)} bytes", wanted="32 bytes")
+            raise CheckpointError(
+                "a root has a wrong length", rule="checkpoint-root-length", seen=f"{len(digest)} bytes", wanted="32 bytes"
+            )
         return cls(origin, number, digest, tuple(extensions))
 
     @property
@@ -244,7 +261,9 @@ def open_checkpoint(raw: bytes | str, verifiers: Iterable[NoteVerifier], *, orig
     checkpoint = Checkpoint.parse(note.text)
     wanted = {origin} if origin is not None else {verifier.name for verifier in proven}
     if checkpoint.origin not in wanted:
-        raise CheckpointError("a checkpoint of another log", rule="checkpoint-origin", seen=checkpoint.origin[:120], wanted=" or ".join(sorted(wanted)))
+        raise CheckpointError(
+            "a checkpoint of another log", rule="checkpoint-origin", seen=checkpoint.origin[:120], wanted=" or ".join(sorted(wanted))
+        )
     return checkpoint, note
 
 

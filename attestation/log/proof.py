@@ -38,11 +38,17 @@ class TlogProof:
         if first != HEADER or not blank:
             raise ProofError("not a proof", rule="tlog-proof-header", seen=first[:60], wanted=HEADER)
         if lines and lines[0].startswith("extra "):
-            raise ProofError("a proof with extra data", rule="tlog-proof-extra", seen=lines[0][:60], wanted="no extra line: nothing here uses one")
+            raise ProofError(
+                "a proof with extra data", rule="tlog-proof-extra", seen=lines[0][:60], wanted="no extra line: nothing here uses one"
+            )
         if not lines or not lines[0].startswith("index "):
-            raise ProofError("a proof names no index", rule="tlog-proof-index", seen=lines[0][:60] if lines else "nothing", wanted="index N")
+            raise ProofError(
+                "a proof names no index", rule="tlog-proof-index", seen=lines[0][:60] if lines else "nothing", wanted="index N"
+            )
         if len(lines) - 1 > MAX_PROOF_HASHES:
-            raise ProofError("a proof is too long", rule="tlog-proof-length", seen=f"{len(lines) - 1} hashes", wanted=f"≤ {MAX_PROOF_HASHES}")
+            raise ProofError(
+                "a proof is too long", rule="tlog-proof-length", seen=f"{len(lines) - 1} hashes", wanted=f"≤ {MAX_PROOF_HASHES}"
+            )
         return cls(parse_number(lines[0].removeprefix("index "), "tlog-proof-index"), tuple(_hash(line) for line in lines[1:]), checkpoint)
 
     def verify(self, leaf: bytes, verifiers: Iterable[NoteVerifier], *, origin: str | None = None) -> Checkpoint:
@@ -63,5 +69,3 @@ def _hash(line: str) -> bytes:
     if len(digest) != HASH_BYTES:
         raise ProofError("a proof line is no hash", rule="tlog-proof-hash", seen=f"{len(digest)} bytes", wanted=f"{HASH_BYTES} bytes")
     return digest
-
-

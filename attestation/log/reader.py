@@ -24,7 +24,7 @@ CHECKPOINT = "checkpoint"
 class LoggedEntry(NamedTuple):
     """An entry with its tlog-proof text."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs of an entry
     leaf: bytes
     proof: str
 
@@ -133,7 +133,9 @@ class LogReader:
         if raw is None:
             raise TileError("a tile is missing", rule="tile-missing", seen=f"no {tile.path}", wanted="every tile of the signed tree")
         if tile.level is not None and len(raw) != tile.width * HASH_BYTES:
-            raise TileError("a tile has a wrong length", rule="tile-length", seen=f"{tile.path}: {len(raw)} bytes", wanted=f"{tile.width * HASH_BYTES}")
+            raise TileError(
+                "a tile has a wrong length", rule="tile-length", seen=f"{tile.path}: {len(raw)} bytes", wanted=f"{tile.width * HASH_BYTES}"
+            )
         return raw
 
     def _need(self, path: str, limit: int) -> bytes:

@@ -61,9 +61,12 @@ class UrlSource:
                     _require_bounded(path, len(raw), limit)
         except httpx.HTTPError as error:
             raise LogFetchError(
-                f"{url} does not answer", rule="log-unreachable", seen=f"{type(error).__name__}: {error}"[:200], wanted="a log's server",
+                f"{url} does not answer",
+                rule="log-unreachable",
+                seen=f"{type(error).__name__}: {error}"[:200],
+                wanted="a log's server",
                 fix="check the address, or use a copy of the log's folder",
-            ) from error  # fmt: skip
+            ) from error
         return bytes(raw)
 
 

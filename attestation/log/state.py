@@ -31,7 +31,12 @@ class Stores:
     """An open log: the two stores, the public folder, and the tree in memory. For one thread."""
 
     def __init__(
-        self, entries: EntryStore, lock: LockStore, folder: PublicFolder, signer: _Signer, cosign: Callable[[str, int], Sequence[str]] | None
+        self,
+        entries: EntryStore,
+        lock: LockStore,
+        folder: PublicFolder,
+        signer: _Signer,
+        cosign: Callable[[str, int], Sequence[str]] | None,
     ) -> None:
         """Use ``open_stores``."""
         self.entries, self._lock, self._folder, self._signer, self._cosign = entries, lock, folder, signer, cosign
@@ -53,7 +58,9 @@ class Stores:
         path = Tile(0, index // TILE_WIDTH).path
         raw = self._folder.read(path)
         if raw is None:
-            raise LogStoreError("a published tile is gone", rule="store-tile-missing", seen=path, wanted="the tile", fix="restore the log's folder")
+            raise LogStoreError(
+                "a published tile is gone", rule="store-tile-missing", seen=path, wanted="the tile", fix="restore the log's folder"
+            )
         return split_hashes(raw)[index - start]
 
     def commit(self, fresh: Sequence[tuple[bytes, bytes]]) -> None:
@@ -61,9 +68,7 @@ class Stores:
         before, old = self._tree.upper(), self._state
         leaves = [leaf for _, leaf in fresh]
         files = self._tree.grow(leaves)
-        self._state = replace(
-            old, size=self._tree.size, root=self._tree.root(), base_size=old.size, base_root=old.root, base_upper=before
-        )  # fmt: skip
+        self._state = replace(old, size=self._tree.size, root=self._tree.root(), base_size=old.size, base_root=old.root, base_upper=before)
         self.entries.commit(
             self._state,
             enumerate(leaves, start=old.size),
@@ -104,9 +109,17 @@ class Stores:
 
     def _compare(self, state: TreeState, head: Head, shown: bytes | None) -> None:
         if state.origin != self._signer.origin:
-            raise LogStoreError("this is another log", rule="store-origin", seen=state.origin, wanted=self._signer.origin, fix="name the log's own origin")
+            raise LogStoreError(
+                "this is another log", rule="store-origin", seen=state.origin, wanted=self._signer.origin, fix="name the log's own origin"
+            )
         if head.vkey != self._signer.vkey:
-            raise LogStoreError("this key does not sign this log", rule="store-key", seen=self._signer.vkey, wanted=head.vkey, fix="use the log's newest key")
+            raise LogStoreError(
+                "this key does not sign this log",
+                rule="store-key",
+                seen=self._signer.vkey,
+                wanted=head.vkey,
+                fix="use the log's newest key",
+            )
         signed = self._signer.open(head.note)
         _require_pair(state, signed)
         if shown is not None:
@@ -190,57 +203,83 @@ def open_stores(data: Path, lock: Path, origin: str, key: SigningKey, cosign: Ca
 def _require_all(state: TreeState | None, head: Head | None, shown: bytes | None) -> None:
     if state is None:
         raise LogStoreError(
-            "the entry store is gone", rule="store-entries-missing", seen="no entry store", wanted="the store of this log",
+            "the entry store is gone",
+            rule="store-entries-missing",
+            seen="no entry store",
+            wanted="the store of this log",
             fix="restore the newest copy of log-state; a new log needs an empty folder",
-        )  # fmt: skip
+        )
     if head is None:
         raise LogStoreError(
-            "the lock store is gone", rule="store-lock-missing", seen="no lock store", wanted="the store of this log",
+            "the lock store is gone",
+            rule="store-lock-missing",
+            seen="no lock store",
+            wanted="the store of this log",
             fix="restore the newest copy of log-lock; it keeps this log from signing two histories",
-        )  # fmt: skip
+        )
     if shown is None and state.base_size > 0:
         raise LogStoreError(
-            "the public folder is gone", rule="store-folder-missing", seen="no checkpoint", wanted="the tiles of this log",
+            "the public folder is gone",
+            rule="store-folder-missing",
+            seen="no checkpoint",
+            wanted="the tiles of this log",
             fix="restore a copy of the log folder",
-        )  # fmt: skip
+        )
 
 
 def _require_pair(state: TreeState, signed: Checkpoint) -> None:
-    """The lock store's checkpoint must be that of the stored tree, or of the tree one commit earlier."""
+    """Require that the lock store's checkpoint is that of the stored tree, or of the tree one commit earlier."""
     if signed.size > state.size:
         raise LogStoreError(
-            "the entry store is behind the lock store", rule="store-entries-behind", seen=f"{state.size} entries", wanted=f"{signed.size} entries",
+            "the entry store is behind the lock store",
+            rule="store-entries-behind",
+            seen=f"{state.size} entries",
+            wanted=f"{signed.size} entries",
             fix="an old copy of the entry store was restored: restore the newest one; never start a log from an old copy",
-        )  # fmt: skip
+        )
     if (signed.size, signed.root) not in {(state.size, state.root), (state.base_size, state.base_root)}:
         raise LogStoreError(
-            "the entry store and the lock store hold different histories", rule="store-contradiction",
-            seen=f"{state.size} entries, {state.root.hex()}", wanted=f"{signed.size} entries, {signed.root.hex()}",
+            "the entry store and the lock store hold different histories",
+            rule="store-contradiction",
+            seen=f"{state.size} entries, {state.root.hex()}",
+            wanted=f"{signed.size} entries, {signed.root.hex()}",
             fix="restore both from the same, newest copy",
-        )  # fmt: skip
+        )
 
 
 def _require_folder(state: TreeState, signed: Checkpoint, public: Checkpoint) -> None:
-    """The published checkpoint must be the signed one or the one before it: a commit is published before the next one starts."""
+    """Require the signed checkpoint or the one before it in public: a commit is published before the next one starts."""
     if public.size > signed.size:
         raise LogStoreError(
-            "the lock store is behind the published checkpoint", rule="store-lock-behind", seen=f"{signed.size} entries",
-            wanted=f"{public.size} entries", fix="an old copy of the lock store was restored: restore the newest one",
-        )  # fmt: skip
+            "the lock store is behind the published checkpoint",
+            rule="store-lock-behind",
+            seen=f"{signed.size} entries",
+            wanted=f"{public.size} entries",
+            fix="an old copy of the lock store was restored: restore the newest one",
+        )
     if public.size < state.base_size:
         raise LogStoreError(
-            "the public folder is behind the stores", rule="store-folder-behind", seen=f"{public.size} entries", wanted=f"≥ {state.base_size} entries",
+            "the public folder is behind the stores",
+            rule="store-folder-behind",
+            seen=f"{public.size} entries",
+            wanted=f"≥ {state.base_size} entries",
             fix="an old copy of the log folder was restored: restore the newest one",
-        )  # fmt: skip
+        )
     if (public.size, public.root) not in {(state.size, state.root), (state.base_size, state.base_root)}:
         raise LogStoreError(
-            "the published checkpoint is of another history", rule="store-folder-contradiction", seen=public.root.hex(), wanted=state.root.hex(),
+            "the published checkpoint is of another history",
+            rule="store-folder-contradiction",
+            seen=public.root.hex(),
+            wanted=state.root.hex(),
             fix="restore the log folder, log-state and log-lock of the same log",
-        )  # fmt: skip
+        )
 
 
 def _damaged(what: str, seen: bytes, wanted: bytes) -> LogStoreError:
     return LogStoreError(
-        f"the entry store is damaged: its entries lead to another {what}", rule="store-damaged", seen=seen.hex(), wanted=wanted.hex(),
+        f"the entry store is damaged: its entries lead to another {what}",
+        rule="store-damaged",
+        seen=seen.hex(),
+        wanted=wanted.hex(),
         fix="restore the newest copy of the entry store",
-    )  # fmt: skip
+    )

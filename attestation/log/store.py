@@ -97,9 +97,12 @@ class EntryStore:
         rows = [leaf for (leaf,) in self._base.execute("SELECT leaf FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end))]
         if len(rows) != end - start:
             raise LogStoreError(
-                "the entry store has lost entries", rule="store-entries", seen=f"{len(rows)} of {start} to {end}", wanted=str(end - start),
+                "the entry store has lost entries",
+                rule="store-entries",
+                seen=f"{len(rows)} of {start} to {end}",
+                wanted=str(end - start),
                 fix="restore the newest copy of the entry store",
-            )  # fmt: skip
+            )
         return rows
 
     def commit(self, state: TreeState, leaves: Iterable[tuple[int, bytes]], ids: Iterable[tuple[bytes, int]], *, forget_below: int) -> None:
@@ -161,9 +164,12 @@ class LockStore:
             if row is None:
                 current = self.head()
                 raise LogFencedError(
-                    "another writer signed since", rule="log-fenced", seen=f"epoch {current.epoch if current else None}", wanted=f"epoch {old.epoch}",
+                    "another writer signed since",
+                    rule="log-fenced",
+                    seen=f"epoch {current.epoch if current else None}",
+                    wanted=f"epoch {old.epoch}",
                     fix="stop this process; the other one is the log's writer now",
-                )  # fmt: skip
+                )
 
     def while_owner(self, epoch: int, publish: Callable[[], None]) -> None:
         """Run ``publish`` while this writer is the owner and nobody can take over. Raises ``LogFencedError``."""
@@ -176,9 +182,12 @@ class LockStore:
 def _fence(seen: int, epoch: int) -> None:
     if seen != epoch:
         raise LogFencedError(
-            "another writer has taken over", rule="log-fenced", seen=f"epoch {seen}", wanted=f"epoch {epoch}",
+            "another writer has taken over",
+            rule="log-fenced",
+            seen=f"epoch {seen}",
+            wanted=f"epoch {epoch}",
             fix="stop this process; the other one is the log's writer now",
-        )  # fmt: skip
+        )
 
 
 class _transaction:  # noqa: N801  (used as a function)

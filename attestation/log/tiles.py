@@ -53,7 +53,9 @@ def tile_of(level: int | None, index: int, size: int) -> Tile:
     """Return the tile ``index`` of a level as it stands in a tree of ``size`` leaves. Raises ``TileError`` if it is empty."""
     width = min(TILE_WIDTH, (size >> TILE_HEIGHT * (level or 0)) - index * TILE_WIDTH)
     if width <= 0:
-        raise TileError("the tree has no such tile", rule="tile-outside", seen=f"level {level} index {index}", wanted=f"a tile of size {size}")
+        raise TileError(
+            "the tree has no such tile", rule="tile-outside", seen=f"level {level} index {index}", wanted=f"a tile of size {size}"
+        )
     return Tile(level, index, width)
 
 
@@ -64,7 +66,8 @@ def pack_bundle(leaves: Iterable[bytes]) -> bytes:
 
 def unpack_bundle(raw: bytes, width: int) -> list[bytes]:
     """Return exactly ``width`` leaves; bytes left over are an error. Raises ``TileError``."""
-    leaves, at = [], 0
+    leaves: list[bytes] = []
+    at = 0
     while at < len(raw) and len(leaves) < width:
         start = at + 2
         at = start + int.from_bytes(raw[at:start], "big")
@@ -136,5 +139,7 @@ class Edge:
             at = end
         for level, row in enumerate(rows):
             if len(row) != (size >> TILE_HEIGHT * level) % TILE_WIDTH:
-                raise TileError("the stored edge is not that of the tree", rule="edge-width", seen=f"{len(row)} at level {level}", wanted=f"size {size}")
+                raise TileError(
+                    "the stored edge is not that of the tree", rule="edge-width", seen=f"{len(row)} at level {level}", wanted=f"size {size}"
+                )
         return cls(rows, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from attestation.log.errors import ForkError, HistoryError, LeafError, TileError
 from attestation.log.leaf import leaf_id
@@ -53,7 +54,9 @@ def verify_log(
             progress(edge.size, checkpoint.size)
     for tile, row in edge.partials():
         if tile.level and reader.hashes(tile.level, tile.index, checkpoint.size) != row:
-            raise TileError("a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles")
+            raise TileError(
+                "a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles"
+            )
     if edge.root() != checkpoint.root:  # 6
         raise TileError("the tiles lead to another root", rule="tile-root", seen=edge.root().hex(), wanted=checkpoint.root.hex())
     _require_unique(reader, checkpoint.size, ids)
@@ -67,8 +70,13 @@ def require_extends(reader: LogReader, held: str, new: str, keys: Sequence[NoteV
     fresh, _ = open_checkpoint(new, keys, origin=old.origin)
     if fresh.size < old.size:
         raise HistoryError(
-            "the log shrank", rule="history-shrunk", seen=f"{fresh.size} entries", wanted=f"≥ {old.size} entries", held=held, shown=new,
-        )  # fmt: skip
+            "the log shrank",
+            rule="history-shrunk",
+            seen=f"{fresh.size} entries",
+            wanted=f"≥ {old.size} entries",
+            held=held,
+            shown=new,
+        )
     if fresh.size == old.size and fresh.root == old.root:
         return
     proof: list[bytes] = []
@@ -78,9 +86,13 @@ def require_extends(reader: LogReader, held: str, new: str, keys: Sequence[NoteV
             verify_consistency(old.size, fresh.size, old.root, fresh.root, proof)
     except ProofError as error:
         raise ForkError(
-            "the log shows two histories", rule=f"fork-{error.details['rule']}", seen=fresh.root.hex(), wanted=f"an extension of {old.root.hex()}",
-            evidence=fork_evidence(held, new), fix="keep the evidence; show it to everybody who relies on this log",
-        ) from error  # fmt: skip
+            "the log shows two histories",
+            rule=f"fork-{error.details['rule']}",
+            seen=fresh.root.hex(),
+            wanted=f"an extension of {old.root.hex()}",
+            evidence=fork_evidence(held, new),
+            fix="keep the evidence; show it to everybody who relies on this log",
+        ) from error
 
 
 def fork_evidence(held: str, shown: str) -> str:
@@ -106,19 +118,23 @@ def _check_bundle(reader: LogReader, size: int, number: int, edge: Edge, ids: ar
     if hashes != wanted:
         at = next(at for at, (one, two) in enumerate(zip(hashes, wanted, strict=True)) if one != two)
         raise TileError(
-            "an entry does not hash to its place in the tree", rule="tile-entry", seen=f"entry {number * TILE_WIDTH + at}: {hashes[at].hex()}",
+            "an entry does not hash to its place in the tree",
+            rule="tile-entry",
+            seen=f"entry {number * TILE_WIDTH + at}: {hashes[at].hex()}",
             wanted=wanted[at].hex(),
-        )  # fmt: skip
+        )
     for digest in hashes:
         for tile, row in edge.append(digest):
             if tile.level and reader.hashes(tile.level, tile.index, size) != row:
-                raise TileError("a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles")
+                raise TileError(
+                    "a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles"
+                )
 
 
 def _require_unique(reader: LogReader, size: int, ids: array[int]) -> None:
     """Refuse a log in which an id stands twice: 62 random bits of each are compared, then the ids themselves."""
     order = sorted(ids)
-    twice = {one for one, two in zip(order, order[1:], strict=False) if one == two}
+    twice = {one for one, two in pairwise(order) if one == two}
     if not twice:
         return
     met: dict[bytes, int] = {}
@@ -128,5 +144,3 @@ def _require_unique(reader: LogReader, size: int, ids: array[int]) -> None:
         if id_ in met:
             raise LeafError("an id stands twice", rule="leaf-id-twice", seen=f"entries {met[id_]} and {index}", wanted="one entry an id")
         met[id_] = index
-
-

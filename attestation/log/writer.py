@@ -98,7 +98,9 @@ class LogWriter:
         """Return the published checkpoint, a signed note."""
         stores = self._stores
         if stores is None:
-            raise LogStoreError("the log's stores are closed after a failure", rule="log-failed", seen="closed", wanted="open", fix="append again")
+            raise LogStoreError(
+                "the log's stores are closed after a failure", rule="log-failed", seen="closed", wanted="open", fix="append again"
+            )
         return stores.published.note
 
     def close(self) -> None:
@@ -188,24 +190,23 @@ class _Placing:
 
     def place(self, request: _Request) -> list[int]:
         """Return the indexes of a request's leaves. Raises ``LeafError`` and takes back all of the request."""
-        indexes, added = list[int](), list[bytes]()
-        try:
-            for id_, leaf in zip(request.ids, request.leaves, strict=True):
-                if id_ not in self._known:
-                    self._known[id_] = self._size + len(self.fresh)
-                    self.fresh[id_] = leaf
-                    added.append(id_)
-                elif not self._same(id_, leaf):
-                    raise LeafError(
-                        "another leaf has this id", rule="leaf-id-reused", seen=id_.hex(), wanted="the same bytes for the same id",
-                        fix="give every event its own id",
-                    )  # fmt: skip
-                indexes.append(self._known[id_])
-        except LeafError:
-            for id_ in added:
-                del self._known[id_], self.fresh[id_]
-            raise
-        return indexes
+        added: list[bytes] = []
+        for id_, leaf in zip(request.ids, request.leaves, strict=True):
+            if id_ not in self._known:
+                self._known[id_] = self._size + len(self.fresh)
+                self.fresh[id_] = leaf
+                added.append(id_)
+            elif not self._same(id_, leaf):
+                for taken in added:
+                    del self._known[taken], self.fresh[taken]
+                raise LeafError(
+                    "another leaf has this id",
+                    rule="leaf-id-reused",
+                    seen=id_.hex(),
+                    wanted="the same bytes for the same id",
+                    fix="give every event its own id",
+                )
+        return [self._known[id_] for id_ in request.ids]
 
     def _same(self, id_: bytes, leaf: bytes) -> bool:
         at = self._known[id_]
@@ -214,9 +215,12 @@ class _Placing:
 
 def _store_error(error: Exception) -> LogStoreError:
     return LogStoreError(
-        "the log could not be written", rule="store-io", seen=f"{type(error).__name__}: {error}"[:200], wanted="a durable write",
+        "the log could not be written",
+        rule="store-io",
+        seen=f"{type(error).__name__}: {error}"[:200],
+        wanted="a durable write",
         fix="see to the disk (space, errors, rights), then try again",
-    )  # fmt: skip
+    )
 
 
 def _hold(folder: Path) -> int:
@@ -228,7 +232,10 @@ def _hold(folder: Path) -> int:
     except OSError as error:
         os.close(fd)
         raise LogLockedError(
-            "another process writes this log", rule="log-locked", seen=str(folder / "writer.lock"), wanted="one writer",
+            "another process writes this log",
+            rule="log-locked",
+            seen=str(folder / "writer.lock"),
+            wanted="one writer",
             fix="stop the other process, or use the running server's address",
-        ) from error  # fmt: skip
+        ) from error
     return fd

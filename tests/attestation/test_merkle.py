@@ -54,7 +54,13 @@ def test_public_inclusion_vectors() -> None:
     assert len(files) == 98
     for file in files:
         case = json.loads(file.read_bytes())
-        given_ = (case["leafIdx"], case["treeSize"], base64.b64decode(case["leafHash"] or ""), _hashes(case["proof"]), base64.b64decode(case["root"] or ""))
+        given_ = (
+            case["leafIdx"],
+            case["treeSize"],
+            base64.b64decode(case["leafHash"] or ""),
+            _hashes(case["proof"]),
+            base64.b64decode(case["root"] or ""),
+        )
         if case["wantErr"]:
             with pytest.raises(ProofError):
                 verify_inclusion(*given_)
@@ -129,7 +135,7 @@ def test_any_changed_bit_breaks_a_consistency_proof(one: int, two: int, data: st
         (lambda: verify_consistency(3, 4, LEAVES[0], LEAVES[9], [LEAVES[2], LEAVES[3], LEAVES[4]]), "consistency-old-root"),
     ],
 )
-def test_each_refusal_names_its_rule(call, rule: str) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  (a lambda)
+def test_each_refusal_names_its_rule(call, rule: str) -> None:
     with pytest.raises(ProofError) as caught:
         call()
     assert caught.value.details["rule"] == rule

@@ -16,10 +16,18 @@ from attestation.log.leaf import MAX_LEAF_BYTES, Commitment, DocumentRef, Leaf, 
 
 NOW = datetime(2026, 11, 5, 12, 0, 0, 123000, tzinfo=UTC)
 LEAF = Leaf(
-    type="lease.running", occurred_at=NOW, recorded_at=NOW, actor_ref="server", resource_ref="lease-" + "0" * 32, action="run", outcome="ok",
-    tenant_ref="tenant-" + "1" * 32, evidence=DocumentRef("sha256:" + "a" * 64, "application/vnd.in-toto+json"),
-    commitments=(Commitment("name", "b" * 64), Commitment("email", "c" * 64)), id="01936f00-0000-7000-8000-000000000001",
-)  # fmt: skip
+    type="lease.running",
+    occurred_at=NOW,
+    recorded_at=NOW,
+    actor_ref="server",
+    resource_ref="lease-" + "0" * 32,
+    action="run",
+    outcome="ok",
+    tenant_ref="tenant-" + "1" * 32,
+    evidence=DocumentRef("sha256:" + "a" * 64, "application/vnd.in-toto+json"),
+    commitments=(Commitment("name", "b" * 64), Commitment("email", "c" * 64)),
+    id="01936f00-0000-7000-8000-000000000001",
+)
 SLUG = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 REF = st.from_regex(r"(server|[a-z]{1,16}-[0-9a-f]{32}|sha256:[0-9a-f]{64})", fullmatch=True)
 TIMES = st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(2999, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  (hypothesis wants naive bounds)
@@ -34,7 +42,9 @@ def test_bytes_are_rfc_8785() -> None:
 
 
 @given(SLUG, TIMES, TIMES, REF, REF, SLUG, SLUG, st.none() | REF)
-def test_any_leaf_round_trips(kind: str, one: datetime, two: datetime, actor: str, thing: str, action: str, outcome: str, tenant: str | None) -> None:
+def test_any_leaf_round_trips(
+    kind: str, one: datetime, two: datetime, actor: str, thing: str, action: str, outcome: str, tenant: str | None
+) -> None:
     leaf = Leaf(kind, one, two, actor, thing, action, outcome, tenant)
     raw = leaf.to_bytes()
     assert Leaf.from_bytes(raw) == leaf
