@@ -237,6 +237,8 @@ def _require_pair(state: TreeState, signed: Checkpoint) -> None:
             wanted=f"{signed.size} entries",
             fix="an old copy of the entry store was restored: restore the newest one; never start a log from an old copy",
         )
+    if signed.size < state.base_size:
+        raise _lock_behind(signed.size, state.base_size)
     if (signed.size, signed.root) not in {(state.size, state.root), (state.base_size, state.base_root)}:
         raise LogStoreError(
             "the entry store and the lock store hold different histories",
@@ -250,13 +252,7 @@ def _require_pair(state: TreeState, signed: Checkpoint) -> None:
 def _require_folder(state: TreeState, signed: Checkpoint, public: Checkpoint) -> None:
     """Require the signed checkpoint or the one before it in public: a commit is published before the next one starts."""
     if public.size > signed.size:
-        raise LogStoreError(
-            "the lock store is behind the published checkpoint",
-            rule="store-lock-behind",
-            seen=f"{signed.size} entries",
-            wanted=f"{public.size} entries",
-            fix="an old copy of the lock store was restored: restore the newest one",
-        )
+        raise _lock_behind(signed.size, public.size)
     if public.size < state.base_size:
         raise LogStoreError(
             "the public folder is behind the stores",
@@ -273,6 +269,16 @@ def _require_folder(state: TreeState, signed: Checkpoint, public: Checkpoint) ->
             wanted=state.root.hex(),
             fix="restore the log folder, log-state and log-lock of the same log",
         )
+
+
+def _lock_behind(seen: int, wanted: int) -> LogStoreError:
+    return LogStoreError(
+        "the lock store is behind",
+        rule="store-lock-behind",
+        seen=f"{seen} entries",
+        wanted=f"≥ {wanted} entries",
+        fix="an old copy of the lock store was restored: restore the newest one",
+    )
 
 
 def _damaged(what: str, seen: bytes, wanted: bytes) -> LogStoreError:
