@@ -1,0 +1,121 @@
+"""The commands of ``./dev``. Only the standard library: this runs before anything is installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine import ensure_engine
+from environment import ensure_environment
+from system import Refusal, ensure_tools, prefix_root, run
+
+ROOT = Path(__file__).resolve().parents[2]
+USAGE = """usage: ./dev COMMAND
+
+  demo [--keep DIR] [--json]   set up, then play the main job on this machine, all ten steps
+  test [PYTEST OPTIONS]        set up, then run every test that needs no GPU, with coverage
+  lint                         ruff, mypy, import contracts
+  bench [NAME] [--json]        measure against named peers: seal lazy lease audit wipe api
+  fmt                          format and mend what can be mended
+  up                           control plane and one node, in the foreground
+"""
+
+
+def demo(words: Sequence[str]) -> int:
+    """Play the main job: ``sealrig demo``."""
+    _machine()
+    return run(prefix_root([str(_bin("sealrig")), "demo", *words]), env=_environment())
+
+
+def test(words: Sequence[str]) -> int:
+    """Run the tests under coverage; the exit code is the tests' own, or the report's where they pass."""
+    _machine()
+    env = _environment()
+    coverage = str(_bin("coverage"))
+    run([coverage, "erase"], env=env)
+    code = run(prefix_root([coverage, "run", "-m", "pytest", *words]), env=env)
+    run(prefix_root([coverage, "combine", "-q"]), env=env)
+    # A chosen part of the tests says nothing about the coverage of the whole.
+    report = run([coverage, "report", *(["--fail-under=0"] if words else [])], env=env)
+    return code or report
+
+
+def lint(words: Sequence[str]) -> int:
+    """Run every static check; all of them, even after one failed."""
+    _no_words("lint", words)
+    ensure_environment(ROOT)
+    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports", "--no-cache"])
+    failed = [name for name, *rest in checks if run([str(_bin(name)), *rest], env=_environment())]
+    if failed:
+        sys.stderr.write(f"dev lint: failed: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+def fmt(words: Sequence[str]) -> int:
+    """Format, and mend what ruff can mend safely."""
+    _no_words("fmt", words)
+    ensure_environment(ROOT)
+    return run([str(_bin("ruff")), "check", "--fix", "."], env=_environment()) | run([str(_bin("ruff")), "format", "."], env=_environment())
+
+
+def bench(words: Sequence[str]) -> int:
+    """Measure: ``python -m bench``."""
+    _machine()
+    return run(prefix_root([str(_bin("python")), "-m", "bench", *words]), env=_environment())
+
+
+def up(words: Sequence[str]) -> int:
+    """Run a control plane and a node until Ctrl-C."""
+    _machine()
+    return run(prefix_root([str(_bin("python")), "-m", "sandbox.cli.demo.up", *words]), env=_environment())
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"demo": demo, "test": test, "lint": lint, "bench": bench, "fmt": fmt, "up": up}
+
+
+def _machine() -> None:
+    """Bring the machine to where the product runs: tools, engine, environment."""
+    ensure_tools()
+    host = ensure_engine(ROOT)
+    ensure_environment(ROOT)
+    if host:
+        os.environ["DOCKER_HOST"] = host
+
+
+def _bin(name: str) -> Path:
+    return ROOT / ".venv" / "bin" / name
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "VIRTUAL_ENV": str(ROOT / ".venv"),
+        "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
+    }
+
+
+def _no_words(command: str, words: Sequence[str]) -> None:
+    if words:
+        raise Refusal(f"{command} takes no arguments, seen: {' '.join(words)}")
+
+
+def main() -> int:
+    """Run one command. Exit 2 for a wrong command line, 1 for what cannot be set up, else the command's own code."""
+    words = sys.argv[1:]
+    if not words or words[0] not in COMMANDS:
+        sys.stderr.write(USAGE)
+        return 0 if words and words[0] in {"-h", "--help", "help"} else 2
+    os.chdir(ROOT)
+    try:
+        return COMMANDS[words[0]](words[1:])
+    except Refusal as refusal:
+        sys.stderr.write(f"dev: {refusal}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""System packages, root, and running commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+# What the programs and their tests call, and the Debian package that has it.
+TOOLS = {
+    "busybox": "busybox-static",
+    "fusermount3": "fuse3",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "losetup": "mount",
+    "mkfs.ext4": "e2fsprogs",
+    "nft": "nftables",
+    "nsenter": "util-linux",
+    "strace": "strace",
+}
+SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
+_updated = False
+
+
+class Refusal(Exception):  # noqa: N818  (what a person reads, not a fault of the program)
+    """Something cannot be set up; the text is one clear sentence that says what to do."""
+
+
+def say(text: str) -> None:
+    """Tell on stderr what is being set up; stdout belongs to the command."""
+    sys.stderr.write(f"dev: {text}\n")
+    sys.stderr.flush()
+
+
+def find(tool: str) -> str | None:
+    """Return where a tool is, also outside an ordinary user's PATH."""
+    return shutil.which(tool, path=SEARCH)
+
+
+def prefix_root(command: Sequence[str]) -> list[str]:
+    """Return a command so that it runs as root: unchanged for root, through sudo else. Raises ``Refusal`` where neither works."""
+    if os.geteuid() == 0:
+        return list(command)
+    if find("sudo") is None:
+        raise Refusal("root is needed for mounts, loop devices and Docker, and there is no sudo; run this as root")
+    return ["sudo", "--preserve-env", "env", f"PATH={SEARCH}", *command]
+
+
+def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+    """Run a command in the foreground and return its exit code; Ctrl-C is the command's to handle, and it is waited for."""
+    with subprocess.Popen(list(command), env=None if env is None else dict(env)) as process:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def ensure_tools() -> None:
+    """Install the packages of missing tools. Raises ``Refusal`` where that is not possible."""
+    install(sorted({package for tool, package in TOOLS.items() if find(tool) is None}))
+
+
+def install(packages: Sequence[str]) -> None:
+    """Install Debian packages, once the lists are fresh; nothing to install costs nothing. Raises ``Refusal``."""
+    global _updated  # noqa: PLW0603  (one refresh of the lists a run)
+    if not packages:
+        return
+    if find("apt-get") is None:
+        raise Refusal(f"these packages are missing and there is no apt-get: {' '.join(packages)}; install them and run this again")
+    say(f"installing {' '.join(packages)}")
+    base = prefix_root(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=120"])
+    steps = [] if _updated else [[*base, "update"]]
+    steps.append([*base, "install", "-y", "--no-install-recommends", *packages])
+    for step in steps:
+        done = subprocess.run(step, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode:
+            sys.stderr.write(done.stdout[-2000:])
+            raise Refusal(f"apt-get could not install {' '.join(packages)} (its words are above); install them and run this again")
+    _updated = True
