@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -19,8 +19,8 @@ from attestation.signing import Envelope, VerifyKey
 from attestation.wipe import MAX_MEDIA, GpuWipe, Medium, WipeReport
 
 CERTIFICATE_PAYLOAD_TYPE = "application/vnd.in-toto+json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://sealrig.dev/sanitization/v1"
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "https://sealrig.dev/sanitization/v1"
 STANDARD = "NIST SP 800-88 Rev. 2"
 
 DOCUMENT_KINDS = frozenset({"job", "policy", "evidence", "plan", "grant", "run", "wipe"})
