@@ -6,12 +6,18 @@ deferred while there are none; the decision that counts for releasing keys is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from policies.errors import PolicyError
+from policies.expression import Expression
 from policies.loader import LoadedPolicy
-from policies.model import LEVELS, Decision, LaunchRequest, NodeFacts, Reason
+from policies.model import LEVELS, Decision, LaunchRequest, NodeFacts, Reason, Rule
 from policies.rules import NODE_RULES, REQUEST_RULES
+
+WRITTEN_PREFIX = "rules."
+"""Stands before the names of the rules that operators write, so that they cannot be taken for built-in ones."""
+_Question = Callable[[], Iterable[Reason]]
 
 
 def evaluate(policy: LoadedPolicy, request: LaunchRequest, node: NodeFacts | None) -> Decision:
@@ -19,42 +25,48 @@ def evaluate(policy: LoadedPolicy, request: LaunchRequest, node: NodeFacts | Non
     reasons: list[Reason] = []
     deferred: list[str] = []
     checked: list[str] = []
-    spec = policy.policy.spec
-    for name, rule in REQUEST_RULES.items():
-        checked.append(name)
-        reasons += _ask(name, lambda rule=rule: rule(spec, request))
-    for name, node_rule in NODE_RULES.items():
-        if node is None:
+    for name, rule in _rules(policy, request, node):
+        if rule is None:
             deferred.append(name)
         else:
             checked.append(name)
-            reasons += _ask(name, lambda rule=node_rule, node=node: rule(spec, request, node))
-    for written in spec.rules:
-        name = f"rules.{written.name}"
-        expression = policy.expressions[written.name]
-        if node is None and expression.needs_node:
-            deferred.append(name)
-            continue
-        checked.append(name)
-        reasons += _ask(
-            name,
-            lambda expression=expression, written=written, name=name: (
-                []
-                if expression.holds(_variables(request, node))
-                else [Reason(name, "the rule is not met", f"{written.message} ({written.expression})"[:700],
-                             written.fix or "change the job so that the rule holds, or ask the operator")]  # fmt: skip
-            ),
-        )
+            reasons += _ask(name, rule)
     return Decision(allowed=not reasons, reasons=tuple(reasons), deferred=tuple(deferred), checked=tuple(checked))
 
 
-def _ask(name: str, rule: Callable[[], Iterable[Reason]]) -> list[Reason]:
+def rule_names(policy: LoadedPolicy) -> tuple[str, ...]:
+    """Return the name of every rule that a decision under this policy asks, in order."""
+    return (*REQUEST_RULES, *NODE_RULES, *(f"{WRITTEN_PREFIX}{rule.name}" for rule in policy.policy.spec.rules))
+
+
+def _rules(policy: LoadedPolicy, request: LaunchRequest, node: NodeFacts | None) -> Iterator[tuple[str, _Question | None]]:
+    """Yield each rule's name and the question to ask; None where the answer needs node facts that are not there."""
+    spec = policy.policy.spec
+    for name, rule in REQUEST_RULES.items():
+        yield name, partial(rule, spec, request)
+    for name, node_rule in NODE_RULES.items():
+        yield name, None if node is None else partial(node_rule, spec, request, node)
+    for written in spec.rules:
+        expression = policy.expressions[written.name]
+        question = partial(_written, written, expression, _variables(request, node))
+        yield f"{WRITTEN_PREFIX}{written.name}", None if node is None and expression.needs_node else question
+
+
+def _written(rule: Rule, expression: Expression, variables: dict[str, object]) -> list[Reason]:
+    if expression.holds(variables):
+        return []
+    fix = rule.fix or "change the job so that the rule holds, or ask the operator"
+    return [Reason(f"{WRITTEN_PREFIX}{rule.name}", "the rule is not met", f"{rule.message} ({rule.expression})"[:700], fix)]
+
+
+def _ask(name: str, question: _Question) -> list[Reason]:
     try:
-        return list(rule())
+        return list(question())
     except PolicyError as error:
         return [Reason(name, error.message, str(error.details.get("wanted", "")), str(error.details.get("fix", "")))]
     except Exception as error:  # noqa: BLE001  (default deny: whatever went wrong, the answer is no)
-        return [Reason(name, f"the rule failed: {type(error).__name__}", "a rule that evaluates", "report this policy and job to the operator")]
+        seen = f"the rule failed: {type(error).__name__}"
+        return [Reason(name, seen, "a rule that evaluates", "report this policy and job to the operator")]
 
 
 def _variables(request: LaunchRequest, node: NodeFacts | None) -> dict[str, object]:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import cel
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from policies.errors import PolicyError, PolicyLimitError
 from policies.model import EXPRESSION_MAX_CHARS
 from policies.strictyaml import nearest
+
+if TYPE_CHECKING:
+    import cel
 
 PATTERN_MAX_CHARS = 128
 MAX_MATCHES = 4
@@ -27,7 +29,7 @@ _FUNCTIONS = frozenset({"size", "contains", "startsWith", "endsWith", "matches",
 _WORDS = frozenset({"true", "false", "null", "in"})
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
-      |(?P<string>[rR]?(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"))
+      |(?P<string>(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"))
       |(?P<number>0x[0-9a-fA-F]+u?|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?u?)
       |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
       |(?P<mark>&&|\|\||[<>=!]=|[-+*/%!<>?:.,()\[\]])""",
@@ -43,7 +45,8 @@ SHAPE: Mapping[str, object] = {
     },
     "node": {"id": None, "attestation": {"level": None}, "posture": None, "gpus": None, "isolation": None, "scratch": None, "engine": None},
 }  # fmt: skip
-"""What a rule can name. None ends what is known: below it (``job.env.BATCH``, ``node.posture["swap-off"]``) the name is the rule's own risk."""
+"""What a rule can name. None ends what is known: a name below it (``job.env.BATCH``, ``node.posture["swap-off"]``) may be absent,
+and then the rule fails and denies."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ class Expression:
 
     source: str
     needs_node: bool
+    program: cel.Program = field(repr=False, compare=False)
 
     def holds(self, variables: Mapping[str, object]) -> bool:
         """Evaluate. Raises ``PolicyError`` for any failure and for any result other than true or false."""
         try:
-            # Compiled where it is used: a program belongs to the thread that made it, and compiling takes under a millisecond.
-            result: object = cel.compile(self.source).execute(dict(variables))
+            result: object = self.program.execute(dict(variables))
         except Exception as error:
             raise PolicyError(f"the expression failed: {type(error).__name__}: {error}"[:300], rule="cel-evaluation",
                               seen=self.source[:200], wanted="an expression that evaluates for every job",
@@ -76,12 +79,15 @@ def check_expression(source: str) -> Expression:
     tokens = _tokens(source)
     loop_names = _check_calls(tokens)
     roots = _check_names(tokens, loop_names)
+    # Imported here: the package's __init__ loads a whole REPL (half a second) that only policies with rules should pay for.
+    import cel
+
     try:
-        cel.compile(source)
+        program = cel.compile(source)
     except Exception as error:
         raise PolicyError(f"not valid CEL: {error}"[:300], rule="cel-syntax", seen=source[:200], wanted="a CEL expression",
                           fix="correct the syntax") from error  # fmt: skip
-    return Expression(source=source, needs_node="node" in roots)
+    return Expression(source=source, needs_node="node" in roots, program=program)
 
 
 def _tokens(source: str) -> list[tuple[str, str]]:
@@ -89,14 +95,21 @@ def _tokens(source: str) -> list[tuple[str, str]]:
     place = 0
     while place < len(source):
         match = _TOKEN.match(source, place)
-        if match is None:
+        # Text after text or after a name is a triple quote or a prefix (r, b): there this tokenizer and the library could
+        # disagree on where the text ends, and code could hide in it.
+        glued = match is not None and match.lastgroup == "string" and tokens and (tokens[-1][0] == "string" or _is_plain_name(tokens[-1]))
+        if match is None or glued:
             raise PolicyError(f"column {place + 1}: not accepted in a rule", rule="cel-syntax", seen=source[place : place + 20],
                               wanted="names, numbers, quoted text, operators and listed functions",
-                              fix="map literals, bytes and triple quotes are not accepted; rewrite this part")  # fmt: skip
+                              fix="map literals, prefixed text and triple quotes are not accepted; rewrite this part")  # fmt: skip
         if match.lastgroup != "space":
             tokens.append((str(match.lastgroup), match.group()))
         place = match.end()
     return tokens
+
+
+def _is_plain_name(token: tuple[str, str]) -> bool:
+    return token[0] == "name" and token[1] not in _WORDS
 
 
 def _check_calls(tokens: list[tuple[str, str]]) -> frozenset[str]:
@@ -129,8 +142,9 @@ def _check_calls(tokens: list[tuple[str, str]]) -> frozenset[str]:
 def _check_pattern(after: list[tuple[str, str]], *, looping: bool, count: int) -> None:
     literal = len(after) == 2 and after[0][0] == "string" and after[1] == ("mark", ")")
     if not literal or looping or count > MAX_MATCHES or "{" in after[0][1] or len(after[0][1]) > PATTERN_MAX_CHARS:
-        raise PolicyLimitError("this use of matches() could cost too much", rule="cel-cost", seen=after[0][1][:80] if after else "nothing",
-                               wanted=f"at most {MAX_MATCHES} literal patterns of ≤ {PATTERN_MAX_CHARS} characters without {{…}}, outside loops",
+        seen = after[0][1][:80] if after else "nothing"
+        raise PolicyLimitError("this use of matches() could cost too much", rule="cel-cost", seen=seen,
+                               wanted=f"≤ {MAX_MATCHES} literal patterns of ≤ {PATTERN_MAX_CHARS} characters, no {{…}}, outside loops",
                                fix="use startsWith, endsWith or contains")  # fmt: skip
 
 
@@ -157,7 +171,8 @@ def _check_names(tokens: list[tuple[str, str]], bound: frozenset[str]) -> frozen
 
 def _check_path(after: list[tuple[str, str]], path: str) -> None:
     inside = SHAPE[path]
-    for dot, (kind, text), following in zip(after[::2], after[1::2], [*after[2::2], ("mark", "")], strict=False):
+    followers = [*after[2::2], ("mark", "")]
+    for dot, (kind, text), following in zip(after[::2], after[1::2], followers, strict=False):
         if dot != ("mark", ".") or kind != "name" or following == ("mark", "(") or not isinstance(inside, Mapping):
             return
         if path == "job.inputs":  # a list: only loops and indexes reach into it

@@ -60,7 +60,8 @@ def load_policy(raw: bytes) -> LoadedPolicy:
 def load_profile(name: str) -> LoadedPolicy:
     """Load a shipped profile by name. Raises ``PolicyError`` for an unknown name."""
     if name not in PROFILES:
-        raise PolicyError(f"there is no profile {name!r}", rule="profile", seen=name, wanted=", ".join(PROFILES), fix=nearest(name, PROFILES))
+        raise PolicyError(f"there is no profile {name!r}", rule="profile", seen=name, wanted=", ".join(PROFILES),
+                          fix=nearest(name, PROFILES))  # fmt: skip
     return load_policy(files("policies").joinpath("profiles", f"{name}.yaml").read_bytes())
 
 

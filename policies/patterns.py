@@ -22,8 +22,12 @@ _LOOKS_NUMERIC = re.compile(r"(?:\d+|0x[0-9a-f]*)")
 def check_image_pattern(pattern: str) -> str:
     """Return ``pattern`` if it is ``sha256:…``, ``repository@sha256:…`` or one with ``*``. Raises ``ValueError``."""
     repository, at, digest = pattern.rpartition("@")
-    if not _DIGEST.fullmatch(digest) or (at and not _REPOSITORY.fullmatch(repository)) or len(_STARS.findall(repository)) > MAX_STARS:
-        msg = f"{pattern!r} is no image pattern; write sha256:<64 hex>, repository@sha256:<64 hex> or repository/*@sha256:* (≤ 3 stars before the @)"
+    sound = _REPOSITORY.fullmatch(repository) if at else not repository
+    if not _DIGEST.fullmatch(digest) or not sound or len(_STARS.findall(repository)) > MAX_STARS:
+        msg = (
+            f"{pattern!r} is no image pattern; write sha256:<64 hex>, repository@sha256:<64 hex> or repository/*@sha256:* "
+            f"(at most {MAX_STARS} stars before the @)"
+        )
         raise ValueError(msg)
     return pattern
 

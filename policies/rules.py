@@ -115,20 +115,23 @@ def _posture(spec: PolicySpec, request: LaunchRequest, node: NodeFacts) -> Itera
     for check in spec.posture.require:
         result = node.posture.get(check, "unknown")
         if result != "pass":
-            yield Reason("posture-required", f"{check}: {result}", f"{check}: pass", f"on the node, 'sealrig node doctor' says how to fix {check}")
+            yield Reason("posture-required", f"{check}: {result}", f"{check}: pass",
+                         f"on the node, 'sealrig node doctor' says how to fix {check}")  # fmt: skip
 
 
 def _node_isolation(spec: PolicySpec, request: LaunchRequest, node: NodeFacts) -> Iterator[Reason]:
     del spec
     if request.isolation not in node.isolation:
-        yield Reason("node-isolation", ", ".join(node.isolation) or "none", request.isolation, f"run it on a node that offers {request.isolation}")
+        yield Reason("node-isolation", ", ".join(node.isolation) or "none", request.isolation,
+                     f"run it on a node that offers {request.isolation}")  # fmt: skip
 
 
 def _node_scratch(spec: PolicySpec, request: LaunchRequest, node: NodeFacts) -> Iterator[Reason]:
     del request
     kind = spec.scratch.kind
     if kind != "auto" and kind not in node.scratch:
-        yield Reason("node-scratch", ", ".join(node.scratch) or "none", kind, f"run it on a node that offers {kind}, or set scratch.kind: auto")
+        yield Reason("node-scratch", ", ".join(node.scratch) or "none", kind,
+                     f"run it on a node that offers {kind}, or set scratch.kind: auto")  # fmt: skip
 
 
 def _node_gpus(spec: PolicySpec, request: LaunchRequest, node: NodeFacts) -> Iterator[Reason]:

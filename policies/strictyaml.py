@@ -21,7 +21,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise PolicyError("aliases are not accepted", rule="strict-yaml", seen=f"line {event.start_mark.line + 1}",
                               wanted="every value written out", fix="replace the alias by the value")  # fmt: skip
         self.depth += 1

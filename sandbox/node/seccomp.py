@@ -54,7 +54,9 @@ ALLOWED: dict[str, str] = {
         inotify_init inotify_init1 inotify_add_watch inotify_rm_watch getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
         setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr
     """,
-    "asynchronous file reads of the older kind, which storage libraries use": "io_setup io_submit io_getevents io_pgetevents io_cancel io_destroy",
+    "asynchronous file reads of the older kind, which storage libraries use": """
+        io_setup io_submit io_getevents io_pgetevents io_cancel io_destroy
+    """,
     "sockets, once made": """
         bind connect listen accept accept4 getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg
         recvmsg sendmmsg recvmmsg shutdown
@@ -79,12 +81,13 @@ REFUSED: dict[str, str] = {
     "userfaultfd": "stops the kernel in mid-copy, which makes races exploitable",
     "add_key request_key keyctl": "kernel keyrings are not namespaced; the node keeps scratch keys there",
     "bpf perf_event_open": "large kernel interfaces and side channels",
-    "mount umount umount2 mount_setattr move_mount open_tree fsopen fsconfig fsmount fspick pivot_root chroot": "changing what a path means",
+    "mount umount umount2 mount_setattr move_mount open_tree fsopen fsconfig fsmount fspick pivot_root chroot": "what a path means",
     "statmount listmount": "telling the host's mounts",
     "unshare setns": "new user namespaces give back every capability inside them",
     "clone3": "its flags stand in memory where a filter cannot look; ENOSYS makes libraries use clone",
     "init_module finit_module delete_module kexec_load kexec_file_load reboot": "changing the kernel",
-    "swapon swapoff acct quotactl quotactl_fd settimeofday stime clock_settime adjtimex clock_adjtime sethostname setdomainname": "administering the host",
+    "swapon swapoff acct quotactl quotactl_fd sethostname setdomainname": "administering the host",
+    "settimeofday stime clock_settime adjtimex clock_adjtime": "setting clocks",
     "iopl ioperm modify_ldt": "old x86 interfaces with a history",
     "syslog lookup_dcookie": "kernel addresses and messages",
     "fanotify_init fanotify_mark": "watching whole file systems",
@@ -112,7 +115,8 @@ def allowed_names() -> list[str]:
 def profile() -> dict[str, Any]:
     """Return the profile in the engine's own form (the one that ``--security-opt seccomp=`` takes)."""
     rules = [_allow(allowed_names(), comment="see ALLOWED in seccomp.py")]
-    rules += [_allow([call], comment=name, args=[_equal(0, number)]) for call in ("socket", "socketpair") for name, number in _FAMILIES.items()]
+    for call in ("socket", "socketpair"):
+        rules += [_allow([call], comment=name, args=[_equal(0, number)]) for name, number in _FAMILIES.items()]
     rules.append(_allow(["socket"], comment="AF_NETLINK for routes only", args=[_equal(0, _AF_NETLINK), _equal(2, _NETLINK_ROUTE)]))
     rules.append(_allow(["clone"], comment="threads and processes, no namespaces", args=[_masked(0, _NAMESPACES, 0)]))
     rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS, "comment": "libraries then use clone"})
