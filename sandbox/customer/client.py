@@ -1,0 +1,182 @@
+"""Every call that a person's commands make to the control plane, one method a call, typed on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from attestation.signing import Envelope, b64encode
+from sandbox.customer.http import Connection
+from sandbox.errors import ServerError
+from sandbox.lifecycle import LeaseState
+from sandbox.wire import (
+    MAX_WAIT_SECONDS,
+    BundleInfo,
+    EvidenceInfo,
+    GrantSubmission,
+    IdentityEnrolment,
+    LeaseInfo,
+    LeaseSubmission,
+    LogPage,
+    NodeInfo,
+    NonceRequest,
+    PolicyInfo,
+    Refusal,
+    TokenInfo,
+    TokenIssued,
+    TokenRequest,
+    Whoami,
+)
+
+MAX_RECEIPT_BYTES = 64 * 1024 * 1024
+_T = TypeVar("_T")
+_BUNDLES = TypeAdapter(list[BundleInfo])
+_LEASES = TypeAdapter(list[LeaseInfo])
+_NODES = TypeAdapter(list[NodeInfo])
+_POLICIES = TypeAdapter(list[PolicyInfo])
+_TOKENS = TypeAdapter(list[TokenInfo])
+
+
+class Client(Connection):
+    """The control plane as a customer, an operator or an auditor calls it. Raises the errors that ``Connection.request`` names."""
+
+    # ---- people, tokens, policies
+
+    def whoami(self) -> Whoami:
+        """Return who the token is."""
+        return self.request("GET", "/v1/whoami").model(Whoami)
+
+    def new_token(self, wanted: TokenRequest) -> TokenIssued:
+        """Issue a token (operator). Not repeated by itself: each try would issue another."""
+        return self.request("POST", "/v1/tokens", json=wanted.model_dump(mode="json")).model(TokenIssued)
+
+    def tokens(self) -> list[TokenInfo]:
+        """Return all tokens, without their secrets (operator)."""
+        return self._list("/v1/tokens", _TOKENS)
+
+    def revoke_token(self, token: str) -> None:
+        """Revoke a token by its id (operator)."""
+        self.request("DELETE", f"/v1/tokens/{token}")
+
+    def enrol(self, identity: str) -> None:
+        """Enrol a public identity for the token's tenant; enrolling it again changes nothing."""
+        body = IdentityEnrolment(identity=identity).model_dump(mode="json")
+        self.request("POST", "/v1/identities", json=body, repeatable=True)
+
+    def policy(self, tenant: str | None = None) -> PolicyInfo:
+        """Return the policy of the token's tenant, or of ``tenant`` (operator, auditor)."""
+        return self.request("GET", "/v1/policy", params={"tenant": tenant} if tenant else None).model(PolicyInfo)
+
+    def policies(self) -> list[PolicyInfo]:
+        """Return every tenant's policy (operator, auditor)."""
+        return self._list("/v1/policies", _POLICIES)
+
+    def apply_policy(self, tenant: str, raw: bytes) -> PolicyInfo:
+        """Make exact bytes the policy of a tenant (operator)."""
+        return self.request("PUT", f"/v1/policies/{tenant}", json={"raw": b64encode(raw)}).model(PolicyInfo)
+
+    # ---- bundles
+
+    def bundles(self) -> list[BundleInfo]:
+        """Return the tenant's bundles."""
+        return self._list("/v1/bundles", _BUNDLES)
+
+    def bundle(self, digest: str) -> BundleInfo:
+        """Return one bundle. Raises ``NotFoundError``."""
+        return self.request("GET", f"/v1/bundles/{digest}").model(BundleInfo)
+
+    def delete_bundle(self, digest: str) -> None:
+        """Delete a bundle of the tenant."""
+        self.request("DELETE", f"/v1/bundles/{digest}")
+
+    def bundle_content(self, digest: str, start: int = 0) -> Iterator[bytes]:
+        """Yield a bundle's bytes from ``start`` on; the caller checks them against the digest."""
+        return self.stream(f"/v1/bundles/{digest}/content", start=start)
+
+    # ---- leases
+
+    def submit(self, job: Envelope) -> LeaseInfo:
+        """Submit a signed job. Repeating it is safe: the signed job names its lease."""
+        body = LeaseSubmission(job=job.to_json()).model_dump(mode="json")
+        return self.request("POST", "/v1/leases", json=body, repeatable=True).model(LeaseInfo)
+
+    def leases(self, state: LeaseState | None = None, *, limit: int = 100, before: str | None = None) -> list[LeaseInfo]:
+        """Return the tenant's leases, newest first."""
+        params: dict[str, str | int | float] = {"limit": limit}
+        if state is not None:
+            params["state"] = state.value
+        if before is not None:
+            params["before"] = before
+        return self._list("/v1/leases", _LEASES, params)
+
+    def lease(self, lease: str, *, since: LeaseState | None = None, wait: float = MAX_WAIT_SECONDS) -> LeaseInfo:
+        """Return a lease; with ``since``, wait at most ``wait`` seconds until its state is another."""
+        if since is None:
+            return self.request("GET", f"/v1/leases/{lease}").model(LeaseInfo)
+        return self.request("GET", f"/v1/leases/{lease}", params={"since": since.value, "wait": wait}, wait=wait).model(LeaseInfo)
+
+    def cancel(self, lease: str) -> LeaseInfo:
+        """Ask for a lease's end."""
+        return self.request("POST", f"/v1/leases/{lease}/cancel", repeatable=True).model(LeaseInfo)
+
+    def revoke(self, lease: str) -> LeaseInfo:
+        """Take the keys back: the node stops and wipes."""
+        return self.request("POST", f"/v1/leases/{lease}/revoke", repeatable=True).model(LeaseInfo)
+
+    def put_nonce(self, lease: str, nonce: bytes) -> None:
+        """Give the node its challenge; the same nonce again changes nothing."""
+        self.request("PUT", f"/v1/leases/{lease}/nonce", json=NonceRequest(nonce=nonce.hex()).model_dump(mode="json"))
+
+    def evidence(self, lease: str) -> EvidenceInfo:
+        """Return the node's evidence with the plan and the policy that it binds."""
+        return self.request("GET", f"/v1/leases/{lease}/evidence").model(EvidenceInfo)
+
+    def grant(self, lease: str, grant: Envelope) -> None:
+        """Hand the signed grant over; the same grant again changes nothing."""
+        body = GrantSubmission(grant=grant.to_json()).model_dump(mode="json")
+        self.request("POST", f"/v1/leases/{lease}/grant", json=body, repeatable=True)
+
+    def refuse(self, lease: str, refusal: Refusal) -> None:
+        """Tell the server that no key will be released, and why."""
+        self.request("POST", f"/v1/leases/{lease}/refusal", json=refusal.model_dump(mode="json"), repeatable=True)
+
+    def logs(self, lease: str, *, after: int = 0, wait: float = 0) -> LogPage:
+        """Return sealed log chunks from number ``after`` on, waiting at most ``wait`` seconds for one."""
+        return self.request("GET", f"/v1/leases/{lease}/logs", params={"after": after, "wait": wait}, wait=wait).model(LogPage)
+
+    def receipt(self, lease: str) -> bytes:
+        """Return the receipt's exact bytes."""
+        return self.request("GET", f"/v1/leases/{lease}/receipt", max_bytes=MAX_RECEIPT_BYTES).body
+
+    # ---- nodes and the log
+
+    def nodes(self) -> list[NodeInfo]:
+        """Return the nodes."""
+        return self._list("/v1/nodes", _NODES)
+
+    def node(self, node: str) -> NodeInfo:
+        """Return one node."""
+        return self.request("GET", f"/v1/nodes/{node}").model(NodeInfo)
+
+    def quarantine(self, node: str) -> NodeInfo:
+        """Give a node no further lease (operator)."""
+        return self.request("POST", f"/v1/nodes/{node}/quarantine", repeatable=True).model(NodeInfo)
+
+    def restore(self, node: str) -> NodeInfo:
+        """Lift a node's quarantine (operator)."""
+        return self.request("POST", f"/v1/nodes/{node}/restore", repeatable=True).model(NodeInfo)
+
+    def log_key(self) -> str:
+        """Return the audit log's verifier key (C2SP vkey) as the server gives it; a person compares it."""
+        return self.request("GET", "/log/vkey", max_bytes=4096).body.decode("utf-8", "replace").strip()
+
+    def _list(self, path: str, adapter: TypeAdapter[list[_T]], params: dict[str, str | int | float] | None = None) -> list[_T]:
+        try:
+            return adapter.validate_json(self.request("GET", path, params=params).body)
+        except ValidationError as error:
+            first = cast("dict[str, Any]", error.errors(include_url=False, include_input=False)[0])
+            raise ServerError("the server's answer is not as agreed", rule="wire", seen=str(first["msg"])[:300],
+                              wanted="the messages of this version", fix="use the same version of sealrig on both sides") from error  # fmt: skip
+
