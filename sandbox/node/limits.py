@@ -1,0 +1,64 @@
+"""Which limit, if any, ended a job: told to the customer as what it is. Pure but for two reads of the file system."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sandbox.lifecycle import Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandbox.node.engine import Exit
+
+KILLED = 137
+_FULL_BYTES = 64 * 1024
+"""A file system with less than this left has refused a write, or is about to."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a job ended; ``limit`` names the limit, for the run record."""
+
+    outcome: Outcome
+    exit_code: int | None
+    limit: str | None
+    detail: str
+
+
+def judge(end: Exit | None, *, stopped: Verdict | None, scratch_full: bool, output_bytes: int, output_max: int) -> Verdict:
+    """Return the verdict. ``stopped`` is why we ended the job ourselves, if we did; ``end`` is what the engine says. Pure."""
+    if stopped is not None:
+        return Verdict(stopped.outcome, end.exit_code if end else None, stopped.limit, stopped.detail)
+    if end is None:
+        return Verdict(Outcome.NODE_FAILURE, None, None, "the job never ended by itself")
+    code = end.exit_code
+    if end.oom_killed and code != 0:
+        return Verdict(Outcome.MEMORY_LIMIT, code, "memory", "the job was killed because it used more memory than it may")
+    if scratch_full and code != 0:
+        return Verdict(Outcome.DISK_LIMIT, code, "scratch", "the job's scratch space was full")
+    if output_bytes > output_max:
+        return Verdict(Outcome.OUTPUT_LIMIT, code, "output", f"the output has {output_bytes} bytes; at most {output_max} are collected")
+    if code == 0:
+        return Verdict(Outcome.SUCCEEDED, 0, None, "")
+    return Verdict(Outcome.FAILED, code, None, end.error or f"the job ended with exit code {code}")
+
+
+def is_full(place: Path) -> bool:
+    """Say whether a file system has no room, or no inodes, left."""
+    state = os.statvfs(place)
+    return state.f_bavail * state.f_frsize < _FULL_BYTES or (state.f_files > 0 and state.f_ffree == 0)
+
+
+def tree_bytes(folder: Path) -> int:
+    """Return the apparent bytes of all plain files below ``folder``, following no link."""
+    total = 0
+    for place, _, files in os.walk(folder, followlinks=False):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118  (os.walk gives text, and this is a hot loop)
+            except OSError:
+                continue
+    return total

@@ -1,0 +1,140 @@
+"""Scratch on disk: ext4 in a sparse-free file on a loop device, its one folder encrypted by the kernel under a key of this lease.
+
+The key is made here, handed to the kernel, and kept nowhere else: erasing means that the kernel gives it up and says so. While files
+are open the kernel keeps their keys ("busy"), so the wipe ends the container first and asks again until the status is ``absent``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from sandbox.errors import ScratchError
+from sandbox.node.scratch import base, kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sandbox.node.layout import LeaseFolder
+    from sandbox.node.plan import ScratchKind
+
+MKFS_SECONDS = 300
+KEY_SECONDS = 10.0
+_OVERHEAD = 1.02
+_FLOOR_BYTES = 8 * 2**20
+
+
+class FscryptScratch:
+    """See ``base.Scratch``. Needs root, ext4 with ``encrypt``, loop devices and mkfs.ext4."""
+
+    kind: ScratchKind = "fscrypt"
+
+    def open(self, folder: LeaseFolder, size: int) -> None:
+        """Make the file, the file system, the key and the encrypted folder. Raises ``ScratchError``."""
+        base.prepare(folder)
+        try:
+            _backing_file(folder.image, int(size * _OVERHEAD) + _FLOOR_BYTES)
+            device, fd = kernel.attach_loop(folder.image)
+            try:
+                kernel.mount(str(device), folder.scratch, "ext4", kernel.MS_NOSUID | kernel.MS_NODEV)
+            finally:
+                os.close(fd)
+            kernel.mount("", folder.scratch, "", kernel.MS_PRIVATE)
+            folder.scratch.chmod(0o711)
+            folder.vault.mkdir(mode=0o711)
+            key = bytearray(os.urandom(kernel.KEY_BYTES))
+            try:
+                identifier = kernel.add_key(folder.scratch, bytes(key))
+            finally:
+                key[:] = bytes(len(key))
+            kernel.set_policy(folder.vault, identifier)
+            base.furnish(folder)
+        except OSError as error:
+            fix = "free disk space for the scratch size" if error.errno == errno.ENOSPC else "run as root on a kernel with ext4 encryption, or pin tmpfs"
+            raise base.failed(f"an encrypted file system of {size} bytes", error, fix) from error
+
+    def destroy(self, folder: LeaseFolder) -> Iterator[base.Proof]:
+        """Take the key from the kernel, unmount, and remove the loop device and the file; each step with proof."""
+        points = {item.point for item in kernel.mounts_under(folder.data) if item.kind == "ext4"}
+        scratch, work = folder.scratch.resolve(), folder.work.resolve()
+        if scratch in points:
+            yield from base.unmount_all(folder, keep=scratch)
+        # An earlier attempt may have got rid of one of the two mounts only; either leads to the file system that has the key.
+        vault = next((vault for point, vault in ((scratch, folder.vault), (work, folder.work)) if point in points), None)
+        yield _key_proof(folder, vault)
+        yield from base.unmount_all(folder)
+        yield _loop_proof(folder.image)
+        yield _file_proof(folder.image)
+
+
+def _backing_file(image: Path, size: int) -> None:
+    fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Reserved now: a host disk that fills up later must not turn into I/O errors inside the job.
+        os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
+    command = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-O", "encrypt,^has_journal", "-E", "lazy_itable_init=1,nodiscard", str(image)]
+    try:
+        done = subprocess.run(  # noqa: S603  (fixed arguments and a path we made)
+            command, capture_output=True, timeout=MKFS_SECONDS, check=False, stdin=subprocess.DEVNULL, env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ScratchError("scratch: mkfs.ext4 did not run", rule="scratch", seen=type(error).__name__, wanted="mkfs.ext4 on this node",
+                           fix="install e2fsprogs") from error  # fmt: skip
+    if done.returncode != 0:
+        raise ScratchError("scratch: mkfs.ext4 failed", rule="scratch", seen=done.stderr.decode(errors="replace")[:300], wanted="a file system",
+                           fix="look at the node's disk")  # fmt: skip
+
+
+def _key_proof(folder: LeaseFolder, vault: Path | None) -> base.Proof:
+    """Have the kernel forget the key of ``vault``. A file system that is not mounted has no keys: they live in its superblock."""
+    action, wanted = "FS_IOC_REMOVE_ENCRYPTION_KEY", "the kernel says absent"
+    target = str(folder.vault)
+    if vault is None:
+        loops = kernel.loops_of(folder.image)
+        seen = f"not mounted; loop devices {', '.join(loops) or 'none'}"
+        return base.Proof("scratch-key", target, "none needed", seen, "not mounted; loop devices none", ok=not loops)
+    identifier = kernel.get_policy(vault) if vault.exists() else None
+    if identifier is None:
+        entries = sorted(path.name for path in vault.iterdir()) if vault.exists() else []
+        return base.Proof("scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries)
+    deadline = time.monotonic() + KEY_SECONDS
+    while True:
+        seen, absent = _remove(vault, identifier)
+        if absent or time.monotonic() >= deadline:
+            return base.Proof("scratch-key", target, action, f"the kernel says {seen}", wanted, ok=absent)
+        time.sleep(0.1)
+
+
+def _remove(vault: Path, identifier: bytes) -> tuple[str, bool]:
+    """Ask once; return what the kernel says, and whether that is proof."""
+    busy = []
+    try:
+        flags = kernel.remove_key(vault, identifier)
+        busy = [name for bit, name in ((kernel.FILES_BUSY, "files busy"), (kernel.OTHER_USERS, "other users")) if flags & bit]
+    except OSError as error:
+        if error.errno != errno.ENOKEY:
+            busy = [error.strerror or str(error)]  # no such key is no trouble: the status decides
+    try:
+        status = kernel.key_status(vault, identifier)
+    except OSError as error:
+        return error.strerror or str(error), False
+    return ", ".join([kernel.STATUS_NAMES.get(status, str(status)), *busy]), status == kernel.STATUS_ABSENT and not busy
+
+
+def _loop_proof(image: Path) -> base.Proof:
+    deadline = time.monotonic() + base.UNMOUNT_SECONDS
+    while (left := kernel.loops_of(image)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return base.Proof("loop-device", str(image), "freed with its last user", ", ".join(left) or "none", "none", ok=not left)
+
+
+def _file_proof(image: Path) -> base.Proof:
+    image.unlink(missing_ok=True)
+    there = image.exists()
+    return base.Proof("backing-file", str(image), "unlink", "there" if there else "gone", "gone", ok=not there)
