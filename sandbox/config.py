@@ -63,10 +63,16 @@ def _parse(path: Path, raw: bytes) -> dict[str, str]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UsageError(f"{path}: a mapping is wanted", rule="config", seen=type(tree).__name__, wanted="keys and values", fix="see 'sealrig --help'")
+        raise UsageError(
+            f"{path}: a mapping is wanted", rule="config", seen=type(tree).__name__, wanted="keys and values", fix="see 'sealrig --help'"
+        )
     for key, value in tree.items():
         if key not in _KEYS:
-            raise UsageError(f"{path}: unknown key {key!r}", rule="config", seen=str(key), wanted=", ".join(_KEYS), fix=nearest(str(key), _KEYS))
+            raise UsageError(
+                f"{path}: unknown key {key!r}", rule="config", seen=str(key), wanted=", ".join(_KEYS), fix=nearest(str(key), _KEYS)
+            )
         if not isinstance(value, str):
-            raise UsageError(f"{path}: {key} must be text", rule="config", seen=type(value).__name__, wanted="text", fix=f"put {key} into quotes")
+            raise UsageError(
+                f"{path}: {key} must be text", rule="config", seen=type(value).__name__, wanted="text", fix=f"put {key} into quotes"
+            )
     return {str(key): str(value) for key, value in tree.items()}

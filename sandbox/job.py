@@ -29,6 +29,7 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=2**50)]
 Seconds = Annotated[int, BeforeValidator(parse_duration), Field(ge=1, le=366 * 86400)]
 """Seconds; in YAML a number or ``90s``, ``30m``, ``24h``, ``7d``."""
 
+_TMP = "/tmp"  # noqa: S108  (a path inside the container: its own scratch)
 _IMAGE = re.compile(r"(?:[a-z0-9][a-z0-9._:/-]{0,250}@)?sha256:[0-9a-f]{64}")
 _EGRESS = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?:\d{1,5}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -151,7 +152,7 @@ class JobSpec(_Model):
             if "\0" in word or len(word) > 32768:
                 msg = "command: a word has a NUL byte or more than 32768 characters"
                 raise ValueError(msg)
-        places = [PurePosixPath(item.path) for item in self.inputs] + [PurePosixPath(self.output.path), PurePosixPath("/tmp")]
+        places = [PurePosixPath(item.path) for item in self.inputs] + [PurePosixPath(self.output.path), PurePosixPath(_TMP)]
         for index, place in enumerate(places):
             for other in places[index + 1 :]:
                 if place == other or place in other.parents or other in place.parents:
@@ -243,5 +244,7 @@ def secret_warnings(job: Job) -> list[str]:
         for name, value in job.spec.env.items()
         if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value)
     ]
-    found += [f"command word {index} looks like a secret; {fix}" for index, word in enumerate(job.spec.command) if _SECRET_VALUE.search(word)]
+    found += [
+        f"command word {index} looks like a secret; {fix}" for index, word in enumerate(job.spec.command) if _SECRET_VALUE.search(word)
+    ]
     return found

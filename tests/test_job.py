@@ -28,7 +28,8 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_units_and_inputs_are_read() -> None:
-    spec = parse_job(job(f"""\
+    spec = parse_job(
+        job(f"""\
   inputs:
     - {{bundle: "{BUNDLE}", path: /in/weights, access: lazy}}
     - {{bundle: "{BUNDLE}", path: /in/code}}
@@ -36,7 +37,8 @@ def test_units_and_inputs_are_read() -> None:
   resources: {{memory: 512Mi, pids: 10, gpuMemory: 80G}}
   lease: {{duration: 90s}}
   network: {{egress: ["example.org:443"]}}
-""")).spec
+""")
+    ).spec
     assert [item.access for item in spec.inputs] == ["lazy", "copy"]
     assert spec.output.max_size == 3 * 2**29
     assert spec.resources.memory == 2**29

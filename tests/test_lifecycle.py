@@ -40,7 +40,7 @@ def test_once_a_key_may_be_out_every_way_leads_through_the_wipe() -> None:
 
 
 def test_the_groups_of_states_are_a_partition() -> None:
-    assert BEFORE_NODE | ON_NODE | TERMINAL == set(LeaseState)
+    assert set(LeaseState) == BEFORE_NODE | ON_NODE | TERMINAL
     assert not BEFORE_NODE & ON_NODE
     assert not ON_NODE & TERMINAL
 

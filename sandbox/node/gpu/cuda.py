@@ -13,7 +13,15 @@ import numpy as np
 import pynvml
 from cuda.bindings import driver as cu
 
-from sandbox.node.gpu.device import PAIR_BYTES, Comparison, DeviceError, DeviceFacts, DeviceNotFoundError, LocalScrub, OutOfDeviceMemoryError
+from sandbox.node.gpu.device import (
+    PAIR_BYTES,
+    Comparison,
+    DeviceError,
+    DeviceFacts,
+    DeviceNotFoundError,
+    LocalScrub,
+    OutOfDeviceMemoryError,
+)
 
 _BLOCK = 256
 _BLOCKS_A_UNIT = 16

@@ -23,7 +23,7 @@ from sandbox.node.gpu.device import PAIR_BYTES, Device, DeviceError, LocalScrub,
 LARGEST_BLOCK = 8 * 2**30
 SMALLEST_BLOCK = 64 * 2**10
 LEAST_COVERAGE = 0.99
-"""Least share of (total − reserved) that must have been written and verified for a wipe to count."""
+"""Least share of (total - reserved) that must have been written and verified for a wipe to count."""
 
 Progress = Callable[[str], None]
 

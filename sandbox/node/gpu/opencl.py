@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from sandbox.node.gpu.device import PAIR_BYTES, Comparison, DeviceError, DeviceFacts, DeviceNotFoundError, LocalScrub, OutOfDeviceMemoryError
+from sandbox.node.gpu.device import (
+    PAIR_BYTES,
+    Comparison,
+    DeviceError,
+    DeviceFacts,
+    DeviceNotFoundError,
+    LocalScrub,
+    OutOfDeviceMemoryError,
+)
 
 _GROUP = 64
 _VISITS = 8

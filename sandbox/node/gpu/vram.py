@@ -35,7 +35,7 @@ def list_devices(backend: str = "auto") -> list[DeviceFacts]:
 
 def _cuda() -> list[DeviceFacts]:
     try:
-        from sandbox.node.gpu import cuda  # noqa: PLC0415  (the nvidia extra is optional)
+        from sandbox.node.gpu import cuda
     except ImportError:
         return []
     return cuda.list_devices()
@@ -43,7 +43,7 @@ def _cuda() -> list[DeviceFacts]:
 
 def _opencl(*, gpus_only: bool) -> list[DeviceFacts]:
     try:
-        from sandbox.node.gpu import opencl  # noqa: PLC0415  (the opencl extra is optional)
+        from sandbox.node.gpu import opencl
     except ImportError:
         return []
     return opencl.list_devices(gpus_only=gpus_only)
@@ -55,9 +55,11 @@ def wipe_device(facts: DeviceFacts, *, limit: float = TIME_LIMIT_SECONDS, comman
     A worker that is killed, hangs, or says something unreadable yields a report with ``ok`` False; nothing is taken for granted.
     """
     argv = [*(command or (sys.executable, "-m", "sandbox.node.gpu.worker")), facts.backend, facts.uuid]
-    failed = DeviceWipe(uuid=facts.uuid, name=facts.name, backend=facts.backend, total_bytes=facts.total_bytes, reserved_bytes=facts.reserved_bytes)
+    failed = DeviceWipe(
+        uuid=facts.uuid, name=facts.name, backend=facts.backend, total_bytes=facts.total_bytes, reserved_bytes=facts.reserved_bytes
+    )
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)  # noqa: S603  (our own module)
+        done = subprocess.run(argv, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         return failed.model_copy(update={"failures": (f"the worker was stopped after {limit:.0f} s",)})
     if done.returncode != 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from typing import TextIO
 
 from sandbox.node.gpu.device import Device, DeviceError
 from sandbox.node.gpu.erase import DeviceWipe, erase
@@ -16,10 +17,10 @@ from sandbox.node.gpu.erase import DeviceWipe, erase
 def open_device(backend: str, uuid: str) -> Device:
     """Open a device by backend name (``cuda`` or ``opencl``) and UUID. Raises ``DeviceError``."""
     if backend == "cuda":
-        from sandbox.node.gpu.cuda import CudaDevice  # noqa: PLC0415  (each driver's bindings are an optional extra)
+        from sandbox.node.gpu.cuda import CudaDevice
 
         return CudaDevice(uuid)
-    from sandbox.node.gpu.opencl import OpenClDevice  # noqa: PLC0415  (as above)
+    from sandbox.node.gpu.opencl import OpenClDevice
 
     return OpenClDevice(uuid)
 
@@ -30,15 +31,20 @@ def wipe(backend: str, uuid: str) -> DeviceWipe:
         device = open_device(backend, uuid)
     except DeviceError as error:
         return DeviceWipe(uuid=uuid, name="", backend=backend, failures=(str(error),))
-    report = erase(device, secrets.randbits(63) | 1, progress=lambda step: print(step, file=sys.stderr, flush=True))
+    report = erase(device, secrets.randbits(63) | 1, progress=lambda step: _say(sys.stderr, step))
     device.close()
     return report
+
+
+def _say(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def main() -> None:
     """Run the worker from its two arguments."""
     backend, uuid = sys.argv[1:3]
-    print(wipe(backend, uuid).model_dump_json())
+    _say(sys.stdout, wipe(backend, uuid).model_dump_json())
 
 
 if __name__ == "__main__":

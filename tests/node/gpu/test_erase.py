@@ -60,7 +60,7 @@ def test_blocks_that_do_not_read_back_do_not_count_as_verified() -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended with -9"),
         ("import time; time.sleep(60)", "stopped after"),
         ("print('all is well')", "cannot be read"),
-        ("print('{\"uuid\":\"GPU-other\",\"name\":\"\",\"backend\":\"ram\",\"ok\":true}')", "reported on GPU-other"),
+        ('print(\'{"uuid":"GPU-other","name":"","backend":"ram","ok":true}\')', "reported on GPU-other"),
         ("raise SystemExit('driver vanished')", "driver vanished"),
     ],
     ids=["killed", "hangs", "babbles", "another device", "exits"],

@@ -17,38 +17,38 @@ SEED = 0xFEDCBA9876543211
 
 
 @pytest.fixture
-def device():  # noqa: ANN201
+def device():
     opened = opencl.OpenClDevice(DEVICES[0].uuid)
     yield opened
     opened.close()
 
 
-def read(device, buffer, words):  # noqa: ANN001, ANN201
+def read(device, buffer, words):
     out = np.empty(words, np.uint64)
-    cl.enqueue_copy(device._queue, out, device._buffers[buffer], is_blocking=True)  # noqa: SLF001
+    cl.enqueue_copy(device._queue, out, device._buffers[buffer], is_blocking=True)
     return out
 
 
 @pytest.mark.parametrize("seed", [0, 1, SEED, 2**64 - 1])
-def test_fill_writes_exactly_the_specified_pattern(device, seed: int) -> None:  # noqa: ANN001
+def test_fill_writes_exactly_the_specified_pattern(device, seed: int) -> None:
     buffer = device.allocate(MIB)
     device.fill(buffer, seed)
     assert (read(device, buffer, MIB // 8) == pattern(MIB // 8, seed)).all()
     assert device.compare(buffer, seed).mismatches == 0
 
 
-def test_compare_counts_each_wrong_word_and_finds_the_first(device) -> None:  # noqa: ANN001
+def test_compare_counts_each_wrong_word_and_finds_the_first(device) -> None:
     buffer = device.allocate(MIB)
     device.fill(buffer, SEED)
     words = pattern(MIB // 8, SEED)
     for index in (77, 78, 100_000):
         words[index] ^= np.uint64(2**40)
-    cl.enqueue_copy(device._queue, device._buffers[buffer], words, is_blocking=True)  # noqa: SLF001
+    cl.enqueue_copy(device._queue, device._buffers[buffer], words, is_blocking=True)
     found = device.compare(buffer, SEED)
     assert (found.mismatches, found.first) == (3, 77)
 
 
-def test_local_memory_is_written_and_read_back(device) -> None:  # noqa: ANN001
+def test_local_memory_is_written_and_read_back(device) -> None:
     result = device.scrub_local(SEED)
     assert result.visited == result.units >= 1
     assert result.local_bytes >= 16 * 1024
@@ -56,7 +56,7 @@ def test_local_memory_is_written_and_read_back(device) -> None:  # noqa: ANN001
     assert not result.proven  # OpenCL cannot say which unit ran a group
 
 
-def test_more_than_the_device_has_is_refused(device) -> None:  # noqa: ANN001
+def test_more_than_the_device_has_is_refused(device) -> None:
     with pytest.raises(OutOfDeviceMemoryError):
         device.allocate(2**50)
 

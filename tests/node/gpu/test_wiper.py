@@ -1,0 +1,46 @@
+"""Wiping a lease's GPUs: what is not known, held or proven is never ok."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sandbox.node.gpu.device import DeviceFacts
+from sandbox.node.gpu.erase import DeviceWipe, erase
+from sandbox.node.gpu.inventory import Gpu, Inventory
+from sandbox.node.gpu.wiper import VramWiper
+from tests.node.gpu.ram_device import MIB, FlipsAWord, RamDevice
+
+CARDS = [DeviceFacts(f"GPU-{number}", "card", "ram", 4 * MIB, 0, 4 * MIB, MIB, 4) for number in range(2)]
+
+
+def wipe_one(facts: DeviceFacts) -> DeviceWipe:
+    device = FlipsAWord() if facts.uuid == "GPU-1" else RamDevice()
+    device.facts = replace(facts, total_bytes=device.facts.total_bytes)
+    return erase(device, 77)
+
+
+def seen(*processes: int) -> Inventory:
+    return Inventory(
+        tuple(Gpu(uuid=card.uuid, name="card", memory=4 * MIB, reserved=0, processes=processes) for card in CARDS), 2, "2 GPUs"
+    )
+
+
+def test_each_device_is_reported_in_order_and_failures_stay_failures() -> None:
+    good, bad, unknown = VramWiper(lambda: CARDS, wipe_one, seen).wipe(("GPU-0", "GPU-1", "GPU-9"))
+    assert (good.uuid, good.ok, good.verified_bytes) == ("GPU-0", True, 4 * MIB)
+    assert (bad.uuid, bad.ok) == ("GPU-1", False)
+    assert bad.mismatches == 2  # one word in each pass
+    assert (unknown.uuid, unknown.ok, unknown.written_bytes) == ("GPU-9", False, 0)
+
+
+def test_a_device_that_somebody_holds_is_not_touched() -> None:
+    touched = []
+    wiper = VramWiper(lambda: CARDS, lambda facts: touched.append(facts) or wipe_one(facts), lambda: seen(4711))
+    report = wiper.reports(("GPU-0",))[0]
+    assert not report.ok
+    assert "4711" in report.failures[0]
+    assert not touched
+
+
+def test_no_gpu_is_no_report() -> None:
+    assert VramWiper(lambda: CARDS, wipe_one, seen).wipe(()) == ()
