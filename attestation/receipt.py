@@ -1,0 +1,223 @@
+"""One file that proves a lease, offline: every document's exact bytes, and every entry of the audit log with its proof.
+
+``verify_receipt`` takes, in this order:
+
+1. ``format``, ``lease``             one receipt, in its one spelling
+2. ``…-signature``, ``plan-format``  each document opened with the key that must have signed it (``attestation.documents``)
+3. ``…-lease``, ``policy-digest``, ``evidence-…``, ``grant-…``, ``run-plan``, ``certificate-…``  documents name each other
+4. ``appraisal/…``                   where keys were released: the evidence verifies as of the moment of the grant
+5. ``log-origin``, ``log-checkpoint``, ``log-witnesses``, ``entry-N``  each entry stands in the signed log
+6. ``log-…``, ``documents``          the entries tell one possible life of the lease, and nothing is missing or surplus
+
+Steps go on after a failure where they have a basis, so that a reader sees all that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attestation.appraisal import Appraisal
+from attestation.canonical import canonical_json, parse_json
+from attestation.chain import check_documents, check_story
+from attestation.documents import LeaseDocuments, open_documents
+from attestation.errors import AttestationError, FormatError, Step, VerificationError
+from attestation.log.leaf import Leaf
+from attestation.log.note import COSIGNATURE, NoteVerifier, open_checkpoint
+from attestation.log.proof import TlogProof
+from attestation.log.reader import LogExtract
+from attestation.signing import Envelope, b64decode, b64encode
+from attestation.steps import Steps
+from attestation.trust import Trust
+from attestation.verify import Expected, verify_evidence
+
+RECEIPT_TYPE = "sealrig-receipt"
+MAX_RECEIPT_BYTES = 64 * 1024 * 1024
+MAX_ENTRIES = 64
+DSSE_MEDIA_TYPE = "application/vnd.dsse.envelope.v1+json"
+MEDIA_TYPES = {
+    "job": DSSE_MEDIA_TYPE,
+    "policy": "application/yaml",
+    "evidence": DSSE_MEDIA_TYPE,
+    "plan": "application/json",
+    "grant": DSSE_MEDIA_TYPE,
+    "run": DSSE_MEDIA_TYPE,
+    "wipe": DSSE_MEDIA_TYPE,
+    "certificate": DSSE_MEDIA_TYPE,
+}
+
+
+@dataclass(frozen=True)
+class ReceiptResult:
+    """What came out: all steps, and the appraisal that was recomputed where keys had been released."""
+
+    lease: str
+    steps: tuple[Step, ...]
+    appraisal: Appraisal | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are steps and every one held."""
+        return bool(self.steps) and all(step.ok for step in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as one JSON document."""
+        steps = [{"step": step.step, "ok": step.ok, "detail": step.detail} for step in self.steps]
+        level = self.appraisal.level.label if self.appraisal is not None else None
+        return {"ok": self.ok, "lease": self.lease, "level": level, "steps": steps}
+
+
+def build_receipt(lease: str, documents: Mapping[str, bytes], log: LogExtract) -> bytes:
+    """Return the receipt of a lease from the exact bytes of its documents, by kind, and its log entries with proofs.
+
+    Raises ``FormatError`` for an unknown kind of document.
+    """
+    if unknown := sorted(set(documents) - set(MEDIA_TYPES)):
+        raise FormatError("not a document of a lease", seen=", ".join(unknown), wanted=", ".join(MEDIA_TYPES))
+    return canonical_json(
+        {
+            "v": 1,
+            "type": RECEIPT_TYPE,
+            "lease": lease,
+            "documents": {kind: {"mediaType": MEDIA_TYPES[kind], "data": b64encode(data)} for kind, data in documents.items()},
+            "log": {
+                "origin": log.origin,
+                "checkpoint": log.checkpoint,
+                "entries": [{"index": entry.index, "leaf": b64encode(entry.leaf), "proof": entry.proof} for entry in log.entries],
+            },
+        }
+    )
+
+
+def verify_receipt(raw: bytes, trust: Trust) -> ReceiptResult:
+    """Check a receipt against a trust file, offline. Never raises for what is wrong in it: a failed step says so."""
+    steps = Steps("the receipt")
+    try:
+        receipt = _parse(raw)
+    except AttestationError as error:
+        steps.note("format", error)
+        return ReceiptResult("", steps.all)
+    steps.check("format", ok=True, seen=f"{len(raw)} bytes, {len(receipt.documents)} documents, {len(receipt.entries)} entries", wanted="a receipt v1")
+    found = open_documents(receipt.documents, trust, steps)
+    check_documents(found, receipt.lease, steps)
+    appraisal = _appraise(found, trust, steps)
+    leaves = _check_log(receipt, trust, steps)
+    check_story(leaves, found, receipt.lease, steps)
+    return ReceiptResult(receipt.lease, steps.all, appraisal)
+
+
+def verify_receipt_or_raise(raw: bytes, trust: Trust) -> ReceiptResult:
+    """Return the result of a receipt that verifies. Raises ``VerificationError`` with all steps otherwise."""
+    result = verify_receipt(raw, trust)
+    for step in result.steps:
+        if not step.ok:
+            raise VerificationError(f"the receipt does not verify at step {step.step}: {step.detail}", steps=result.steps, rule=step.step,
+                                    seen=step.seen, wanted=step.wanted, fix="ask for the receipt again; if it stays so, the lease is not proven")  # fmt: skip
+    return result
+
+
+@dataclass(frozen=True)
+class _Receipt:
+    lease: str
+    documents: Mapping[str, bytes]
+    origin: str
+    checkpoint: str
+    entries: tuple[tuple[int, bytes, str], ...]
+
+
+def _parse(raw: bytes) -> _Receipt:
+    tree = parse_json(raw, max_bytes=MAX_RECEIPT_BYTES)
+    _keys(tree, "the receipt", {"v", "type", "lease", "documents", "log"})
+    if tree["v"] != 1 or tree["type"] != RECEIPT_TYPE or not isinstance(tree["lease"], str):
+        raise FormatError("not a receipt of this version", seen=f"{tree['type']} {tree['v']}"[:100], wanted=f"{RECEIPT_TYPE} 1")
+    if canonical_json(tree) != raw:
+        raise FormatError("the receipt is not in canonical form", seen="another spelling", wanted="RFC 8785 JSON")
+    documents, log = tree["documents"], tree["log"]
+    if not isinstance(documents, dict) or not set(documents) <= set(MEDIA_TYPES):
+        raise FormatError("not the documents of a lease", seen=str(documents)[:100], wanted=", ".join(MEDIA_TYPES))
+    opened = {}
+    for kind, document in documents.items():
+        _keys(document, kind, {"mediaType", "data"})
+        if document["mediaType"] != MEDIA_TYPES[kind]:
+            raise FormatError(f"{kind}: another media type", seen=str(document["mediaType"])[:100], wanted=MEDIA_TYPES[kind])
+        opened[kind] = b64decode(document["data"])
+    _keys(log, "the log", {"origin", "checkpoint", "entries"})
+    entries = log["entries"]
+    if not isinstance(log["origin"], str) or not isinstance(log["checkpoint"], str) or not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
+        raise FormatError("not a log extract", seen="wrong types or too many entries", wanted=f"origin, checkpoint, ≤ {MAX_ENTRIES} entries")
+    return _Receipt(tree["lease"], opened, log["origin"], log["checkpoint"], tuple(_entry(entry) for entry in entries))
+
+
+def _entry(tree: object) -> tuple[int, bytes, str]:
+    entry = _keys(tree, "an entry", {"index", "leaf", "proof"})
+    index, proof = entry["index"], entry["proof"]
+    if type(index) is not int or not isinstance(proof, str):
+        raise FormatError("not a log entry", seen=f"{type(index).__name__}, {type(proof).__name__}", wanted="a whole number and a proof")
+    return index, b64decode(entry["leaf"]), proof
+
+
+def _keys(tree: object, what: str, wanted: set[str]) -> dict[str, Any]:
+    if not isinstance(tree, dict) or set(tree) != wanted:
+        seen = ", ".join(map(str, tree))[:200] if isinstance(tree, dict) else type(tree).__name__
+        raise FormatError(f"{what} has other fields", seen=seen, wanted=", ".join(sorted(wanted)))
+    return tree
+
+
+def _appraise(found: LeaseDocuments, trust: Trust, steps: Steps) -> Appraisal | None:
+    """Verify the evidence again as of the grant. The nonce was the agent's own and is taken from the evidence; the log's history of the
+    node belongs to the moment of release and is not in a receipt.
+    """
+    if found.grant is None or found.evidence is None or found.job is None or "plan" not in found.raw:
+        return None
+    expected = Expected(
+        lease=found.job.lease,
+        nonce=found.evidence.nonce,
+        job_digest=found.digests["job"],
+        policy_digest=found.job.policy_digest,
+        image=found.job.image,
+        plan=found.raw["plan"],
+        history=None,
+    )
+    offline = trust.model_copy(update={"spec": trust.spec.model_copy(update={"interlock": "claimed"})})
+    try:
+        appraisal = verify_evidence(Envelope.from_bytes(found.raw["evidence"]), trust=offline, expected=expected, at=found.grant.issued_at)
+    except VerificationError as error:
+        steps.absorb(error.steps, "appraisal/")
+        return None
+    steps.absorb(appraisal.steps, "appraisal/")
+    return appraisal
+
+
+def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[tuple[int, Leaf]]:
+    """Return the leaves that are proven to stand in the trusted log."""
+    log = trust.spec.log
+    steps.check("log-origin", ok=receipt.origin == log.origin, seen=receipt.origin[:200], wanted=log.origin)
+    try:
+        verifiers = [NoteVerifier.from_text(log.key)]
+        checkpoint, note = open_checkpoint(receipt.checkpoint, verifiers, origin=log.origin)
+    except AttestationError as error:
+        steps.note("log-checkpoint", error)
+        return []
+    steps.check("log-checkpoint", ok=True, seen=f"{checkpoint.origin}, {checkpoint.size} entries", wanted="a checkpoint signed by the trusted log")
+    if trust.spec.witness_quorum:
+        try:
+            witnesses = [NoteVerifier.from_text(text) for text in trust.spec.witnesses]
+            cosigned = len(note.verify([witness for witness in witnesses if witness.kind == COSIGNATURE]))
+        except AttestationError as error:
+            steps.note("log-witnesses", error)
+        else:
+            steps.check("log-witnesses", ok=cosigned >= trust.spec.witness_quorum, seen=f"{cosigned} cosignatures", wanted=f"≥ {trust.spec.witness_quorum}")
+    leaves = []
+    for index, leaf, text in receipt.entries:
+        try:
+            proof = TlogProof.from_text(text)
+            if proof.index != index or proof.checkpoint != receipt.checkpoint:
+                raise FormatError("the proof is of another entry or tree", seen=f"entry {proof.index}", wanted=f"entry {index} of the receipt's checkpoint")
+            proof.verify(leaf, verifiers, origin=log.origin)
+            leaves.append((index, Leaf.from_bytes(leaf)))
+        except AttestationError as error:
+            steps.note(f"entry-{index}", error)
+        else:
+            steps.check(f"entry-{index}", ok=True, seen=leaves[-1][1].type, wanted="an entry of the signed tree")
+    return leaves
