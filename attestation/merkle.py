@@ -148,26 +148,29 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
             raise ProofError("equal sizes, other roots", rule="consistency-equal", seen=new_root.hex(), wanted=old_root.hex())
         return
     _check_hashes(old_root, new_root, *proof)
-    first, last = _climb(old, new, old_root, proof)
-    if first != old_root:
-        raise ProofError("the proof leads to another old root", rule="consistency-old-root", seen=first.hex(), wanted=old_root.hex())
+    # An old tree that is one perfect subtree is its own seed; the proof then leaves it out.
+    seeded = old == 1 << _alignment(old)
+    first, last = prefix_roots(old, new, [old_root, *proof] if seeded else proof)
     if last != new_root:
         raise ProofError("the proof leads to another new root", rule="consistency-new-root", seen=last.hex(), wanted=new_root.hex())
+    if first != old_root:
+        raise ProofError("the proof leads to another old root", rule="consistency-old-root", seen=first.hex(), wanted=old_root.hex())
 
 
-def _climb(old: int, new: int, old_root: bytes, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Return the old and the new root that a proof leads to."""
+def prefix_roots(old: int, new: int, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the roots of the tree of ``new`` leaves and of its first ``old`` ones (0 < old < new) that a proof leads to: (old, new).
+
+    The proof is that of ``consistency_proof`` with the seed always in front. Where the new root is right, the old one is
+    a fact about the new tree, whoever made the proof. Raises ``ProofError`` for a wrong length.
+    """
     shift = _alignment(old)
     inner = ((old - 1) ^ (new - 1)).bit_length() - shift
-    border = ((old - 1) >> shift >> inner).bit_count()
-    # An old tree that is one perfect subtree is its own seed; the proof then leaves it out.
-    seeded = old == 1 << shift
-    wanted = inner + border + (0 if seeded else 1)
+    position = (old - 1) >> shift
+    wanted = 1 + inner + (position >> inner).bit_count()
     if len(proof) != wanted:
         raise ProofError("the proof has a wrong length", rule="consistency-length", seen=f"{len(proof)} hashes", wanted=f"{wanted} hashes")
-    first = last = old_root if seeded else proof[0]
-    position = (old - 1) >> shift
-    for height, sibling in enumerate(proof if seeded else proof[1:]):
+    first = last = proof[0]
+    for height, sibling in enumerate(proof[1:]):
         if height >= inner or position >> height & 1:
             first, last = node_hash(sibling, first), node_hash(sibling, last)
         else:

@@ -202,9 +202,10 @@ class Note:
                 raise NoteSignatureError("a key signed twice", rule="signature-twice", seen=verifier.name, wanted="one signature a key")
             proven[verifier] = verifier.check(self.text, signature)
         if not proven:
+            names = {each.name for each in self.signatures}
             raise NoteSignatureError(
                 "no trusted key signed this note",
-                rule="signature-unknown",
+                rule="signature-unknown" if names & {each.name for each in trusted} else "signature-other-log",
                 seen=", ".join(f"{each.name}+{each.key_id.hex()}" for each in self.signatures)[:200],
                 wanted=", ".join(f"{each.name}+{each.key_id.hex()}" for each in trusted)[:200] or "at least one trusted key",
             )

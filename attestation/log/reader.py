@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 import httpx
 
-from attestation.log.errors import LogFetchError, TileError
+from attestation.log.errors import LogFetchError, NoteError, TileError
 from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note
 from attestation.log.proof import TlogProof
 from attestation.log.source import FolderSource, Source, UrlSource
@@ -57,8 +57,11 @@ class LogReader:
         return cls(UrlSource(url, client))
 
     def checkpoint(self) -> str:
-        """Return the published checkpoint, a signed note that is not proven yet. Raises ``LogFetchError``."""
-        return self._need(CHECKPOINT, MAX_NOTE_BYTES).decode("utf-8", errors="replace")
+        """Return the published checkpoint, a signed note that is not proven yet. Raises ``LogFetchError`` or ``NoteError``."""
+        try:
+            return self._need(CHECKPOINT, MAX_NOTE_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise NoteError("a note is not UTF-8", rule="note-utf8", seen=str(error)[:80], wanted="UTF-8") from error
 
     def vkey(self) -> str:
         """Return the key that the log says is its own: a hint for people, never a basis for trust."""
@@ -98,6 +101,13 @@ class LogReader:
         """Return the proof that the tree of ``old`` leaves is the start of that of ``new`` leaves."""
         return consistency_proof(old, new, lambda height, at: self._node(height, at, new))
 
+    def prefix(self, old: int, new: int) -> list[bytes]:
+        """Return the proof for ``merkle.prefix_roots``: which root the first ``old`` of ``new`` leaves have (0 < old < new)."""
+        proof = self.consistency(old, new)
+        if old & (old - 1):
+            return proof
+        return [self._node(old.bit_length() - 1, 0, new), *proof]
+
     def prove(self, index: int, checkpoint: str) -> TlogProof:
         """Return the proof of an entry against a checkpoint of this log."""
         return TlogProof(index, tuple(self.inclusion(index, _head(checkpoint).size)), checkpoint)
@@ -130,6 +140,8 @@ class LogReader:
         if raw is None and tile.width < TILE_WIDTH:
             whole = self._source.read(tile.stem, Tile(tile.level, tile.index).max_bytes)
             raw = whole if whole is None else cut_bundle(whole, tile.width) if tile.level is None else whole[: tile.width * HASH_BYTES]
+        if raw is None and tile.level is None:
+            raise TileError("entries are missing", rule="bundle-missing", seen=f"no {tile.path}", wanted="every entry of the signed tree")
         if raw is None:
             raise TileError("a tile is missing", rule="tile-missing", seen=f"no {tile.path}", wanted="every tile of the signed tree")
         if tile.level is not None and len(raw) != tile.width * HASH_BYTES:

@@ -78,7 +78,8 @@ class EntryStore:
         """Take over as the writer named by ``state.epoch``; creates the state of a new log. Raises ``LogFencedError``."""
         with _transaction(self._base):
             self._base.execute(
-                "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch WHERE epoch < excluded.epoch",
+                "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch WHERE epoch < excluded.epoch",
                 (state.origin, state.epoch, state.size, state.root, state.base_size, state.base_root, state.base_upper),
             )
             self._own(state.epoch)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from attestation.log.errors import ForkError, HistoryError, LeafError, TileError
+from attestation.log.errors import LeafError, TileError
+from attestation.log.history import require_extends
 from attestation.log.leaf import leaf_id
 from attestation.log.note import Checkpoint, NoteVerifier, open_checkpoint
 from attestation.log.reader import LogReader
 from attestation.log.tiles import TILE_WIDTH, Edge
-from attestation.merkle import ProofError, leaf_hash, verify_consistency
+from attestation.merkle import leaf_hash
 
 Progress = Callable[[int, int], None]
 
@@ -64,42 +65,6 @@ def verify_log(
     return LogCheck(checkpoint, note, tuple((verifier.name, moment) for verifier, moment in proven.items()))
 
 
-def require_extends(reader: LogReader, held: str, new: str, keys: Sequence[NoteVerifier]) -> None:
-    """Raise unless the checkpoint ``new`` extends ``held``: ``ForkError`` with transferable evidence, or ``HistoryError``."""
-    old, _ = open_checkpoint(held, keys)
-    fresh, _ = open_checkpoint(new, keys, origin=old.origin)
-    if fresh.size < old.size:
-        raise HistoryError(
-            "the log shrank",
-            rule="history-shrunk",
-            seen=f"{fresh.size} entries",
-            wanted=f"≥ {old.size} entries",
-            held=held,
-            shown=new,
-        )
-    if fresh.size == old.size and fresh.root == old.root:
-        return
-    proof: list[bytes] = []
-    try:
-        if old.size:
-            proof = reader.consistency(old.size, fresh.size)
-            verify_consistency(old.size, fresh.size, old.root, fresh.root, proof)
-    except ProofError as error:
-        raise ForkError(
-            "the log shows two histories",
-            rule=f"fork-{error.details['rule']}",
-            seen=fresh.root.hex(),
-            wanted=f"an extension of {old.root.hex()}",
-            evidence=fork_evidence(held, new),
-            fix="keep the evidence; show it to everybody who relies on this log",
-        ) from error
-
-
-def fork_evidence(held: str, shown: str) -> str:
-    """Return text that holds both signed checkpoints; anybody with the log's key can check that one key signed both."""
-    return f"sealrig.dev/log-fork/v1\n\n{held}\n{shown}"
-
-
 def _keys(given: Sequence[NoteVerifier] | NoteVerifier | str) -> tuple[NoteVerifier, ...]:
     if isinstance(given, str):
         return (NoteVerifier.from_text(given),)
@@ -116,19 +81,25 @@ def _check_bundle(reader: LogReader, size: int, number: int, edge: Edge, ids: ar
         except LeafError as error:
             raise LeafError(f"entry {index} is no leaf: {error.message}", **error.details, index=index) from error
     if hashes != wanted:
-        at = next(at for at, (one, two) in enumerate(zip(hashes, wanted, strict=True)) if one != two)
-        raise TileError(
-            "an entry does not hash to its place in the tree",
-            rule="tile-entry",
-            seen=f"entry {number * TILE_WIDTH + at}: {hashes[at].hex()}",
-            wanted=wanted[at].hex(),
-        )
+        raise _entry_error(number, hashes, wanted)
     for digest in hashes:
         for tile, row in edge.append(digest):
             if tile.level and reader.hashes(tile.level, tile.index, size) != row:
                 raise TileError(
                     "a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles"
                 )
+
+
+def _entry_error(number: int, hashes: list[bytes], wanted: list[bytes]) -> TileError:
+    """Say which entry is not the one in the tree, and whether it was moved, repeated or changed."""
+    at = next(at for at, (one, two) in enumerate(zip(hashes, wanted, strict=True)) if one != two)
+    if sorted(hashes) == sorted(wanted):
+        what, rule = "entries stand in another order", "tile-order"
+    elif set(hashes) < set(wanted):
+        what, rule = "an entry stands twice, in the place of another", "tile-duplicate"
+    else:
+        what, rule = "an entry does not hash to its place in the tree", "tile-entry"
+    return TileError(what, rule=rule, seen=f"entry {number * TILE_WIDTH + at}: {hashes[at].hex()}", wanted=wanted[at].hex())
 
 
 def _require_unique(reader: LogReader, size: int, ids: array[int]) -> None:

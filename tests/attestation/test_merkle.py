@@ -132,7 +132,7 @@ def test_any_changed_bit_breaks_a_consistency_proof(one: int, two: int, data: st
         (lambda: verify_consistency(3, 3, LEAVES[0], LEAVES[0], [LEAVES[0]]), "consistency-length"),
         (lambda: verify_consistency(3, 5, LEAVES[0], LEAVES[0], []), "consistency-length"),
         (lambda: verify_consistency(1, 2, LEAVES[0], LEAVES[9], [LEAVES[1]]), "consistency-new-root"),
-        (lambda: verify_consistency(3, 4, LEAVES[0], LEAVES[9], [LEAVES[2], LEAVES[3], LEAVES[4]]), "consistency-old-root"),
+        (lambda: verify_consistency(3, 4, LEAVES[0], root(LEAVES[:4]), consistency_proof(3, 4, _node)), "consistency-old-root"),
     ],
 )
 def test_each_refusal_names_its_rule(call, rule: str) -> None:
