@@ -29,6 +29,6 @@ def collect(evidence: Evidence, key: SigningKey, *, devices: Sequence[EvidenceSo
         raise FormatError("the evidence holds quotes already", seen=f"{len(evidence.tee)} quotes", wanted="none: they are collected here")
     if devices:
         binding = evidence.binding()
-        tree = evidence.model_dump() | {"tee": tuple(device.quote(binding).model_dump() for device in devices)}
-        evidence = Evidence.model_validate(tree)
+        fields = {name: getattr(evidence, name) for name in Evidence.model_fields}
+        evidence = Evidence.model_validate(fields | {"tee": tuple(device.quote(binding) for device in devices)})
     return sign_envelope(evidence.to_payload(), EVIDENCE_PAYLOAD_TYPE, key)

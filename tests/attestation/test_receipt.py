@@ -1,0 +1,296 @@
+"""Receipts: a whole lease verifies offline; removing, swapping or editing any one part fails at the right step."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from attestation.canonical import canonical_json, sha256_digest
+from attestation.chain import ONWARD
+from attestation.errors import FormatError, VerificationError
+from attestation.log.note import NoteVerifier, cosign
+from attestation.receipt import build_receipt, verify_receipt, verify_receipt_or_raise
+from attestation.signing import Envelope, b64decode, b64encode, sign_envelope
+from sandbox.lifecycle import TRANSITIONS
+from tests.attestation.leases import (
+    CUSTOMER_KEY,
+    LEASE,
+    NODE,
+    OTHER_KEY,
+    STORY,
+    Story,
+    append,
+    documents,
+    extract,
+    job,
+    trust,
+)
+
+
+@pytest.fixture(scope="module")
+def lease(tmp_path_factory):
+    """A lease's documents and its entries in a log with another lease's in between."""
+    folder = tmp_path_factory.mktemp("log")
+    found = documents()
+    other = Story(found, resource="lease-" + "99" * 16)
+    story = Story(found)
+    head, rest = Story(found, STORY[:1]), Story(found, STORY[1:])
+    first, _, second = append(folder, head, other, rest)
+    assert len(story.leaves) == len(first + second)
+    return found, extract(folder, first + second)
+
+
+@pytest.fixture(scope="module")
+def receipt(lease):
+    return build_receipt(LEASE, *lease)
+
+
+def failed(raw, rules=None):
+    return [step.step for step in verify_receipt(raw, rules or trust()).steps if not step.ok]
+
+
+def edit(raw, change):
+    tree = json.loads(raw)
+    change(tree)
+    return canonical_json(tree)
+
+
+def test_a_whole_receipt_verifies_quickly(receipt):
+    verify_receipt(receipt, trust())
+    began = time.perf_counter()
+    result = verify_receipt(receipt, trust())
+    seconds = time.perf_counter() - began
+    assert result.ok
+    assert result.to_json()["level"] == "software"
+    assert len(result.steps) > 50
+    assert seconds < 0.1, f"{seconds:.3f} s"
+    assert verify_receipt_or_raise(receipt, trust()).ok
+
+
+FIRST_FAILURE = {
+    "job": "evidence-job", "policy": "evidence-policy", "evidence": "grant-evidence", "plan": "evidence-plan", "grant": "certificate-documents",
+    "run": "certificate-documents", "wipe": "certificate-documents", "certificate": "log-closed",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(FIRST_FAILURE))
+def test_removing_a_document_fails(receipt, kind):
+    steps = failed(edit(receipt, lambda tree: tree["documents"].pop(kind)))
+    assert FIRST_FAILURE[kind] in steps
+    if kind != "run":
+        assert "documents" in steps
+    else:
+        assert steps == ["certificate-documents"]
+
+
+@pytest.mark.parametrize("kind", sorted(FIRST_FAILURE))
+def test_editing_a_document_fails_at_that_document(receipt, kind):
+    def change(tree):
+        data = bytearray(b64decode(tree["documents"][kind]["data"]))
+        if kind in {"policy", "plan"}:
+            data[-2] ^= 1
+        else:
+            envelope = Envelope.from_bytes(bytes(data))
+            payload = envelope.payload.replace(b'"v":1', b'"v":2').replace(b"Statement/v1", b"Statement/v2")
+            assert payload != envelope.payload
+            data = Envelope(payload, envelope.payload_type, envelope.signatures).to_bytes()
+        tree["documents"][kind]["data"] = b64encode(bytes(data))
+
+    first = failed(edit(receipt, change))[0]
+    assert first == {"policy": "policy-digest", "plan": "plan-format"}.get(kind, f"{kind}-signature")
+
+
+@pytest.mark.parametrize("kind", sorted(set(FIRST_FAILURE) - {"policy", "plan"}))
+def test_another_signer_fails_at_that_document(receipt, kind):
+    def change(tree):
+        envelope = Envelope.from_bytes(b64decode(tree["documents"][kind]["data"]))
+        tree["documents"][kind]["data"] = b64encode(sign_envelope(envelope.payload, envelope.payload_type, OTHER_KEY).to_bytes())
+
+    assert failed(edit(receipt, change))[0] == f"{kind}-signature"
+
+
+@pytest.mark.parametrize("kind", sorted(set(FIRST_FAILURE) - {"policy", "plan"}))
+def test_the_same_document_with_another_key_id_is_not_the_one_in_the_log(receipt, kind):
+    def change(tree):
+        envelope = Envelope.from_bytes(b64decode(tree["documents"][kind]["data"]))
+        renamed = Envelope(envelope.payload, envelope.payload_type, (("other", envelope.signatures[0][1]),))
+        tree["documents"][kind]["data"] = b64encode(renamed.to_bytes())
+
+    assert failed(edit(receipt, change))
+
+
+@pytest.mark.parametrize("one", sorted(FIRST_FAILURE))
+def test_swapping_two_documents_fails(receipt, one):
+    two = "wipe" if one != "wipe" else "run"
+
+    def change(tree):
+        tree["documents"][one]["data"], tree["documents"][two]["data"] = tree["documents"][two]["data"], tree["documents"][one]["data"]
+
+    assert failed(edit(receipt, change))
+
+
+@pytest.mark.parametrize("number", range(len(STORY)))
+def test_removing_an_entry_fails(receipt, number):
+    steps = failed(edit(receipt, lambda tree: tree["log"]["entries"].pop(number)))
+    assert set(steps) & {"log-states", "log-run"}, steps
+
+
+@pytest.mark.parametrize("number", range(len(STORY)))
+def test_editing_an_entry_fails_at_that_entry(receipt, number):
+    def change(tree):
+        entry = tree["log"]["entries"][number]
+        entry["leaf"] = b64encode(b64decode(entry["leaf"]).replace(b'"outcome":"done"', b'"outcome":"gone"'))
+
+    index = json.loads(receipt)["log"]["entries"][number]["index"]
+    assert failed(edit(receipt, change))[0] == f"entry-{index}"
+
+
+def test_swapping_entries_fails(receipt):
+    def change(tree):
+        entries = tree["log"]["entries"]
+        entries[2], entries[3] = entries[3], entries[2]
+
+    assert {"log-order", "log-states"} <= set(failed(edit(receipt, change)))
+
+
+def test_an_entry_of_another_lease_fails(lease, tmp_path):
+    found, _ = lease
+    foreign = Story(found, resource="lease-" + "99" * 16)
+    [indexes] = append(tmp_path, foreign)
+    assert failed(build_receipt(LEASE, found, extract(tmp_path, indexes))) == ["log-lease"]
+
+
+def test_another_index_origin_or_checkpoint_fails(receipt):
+    def index(tree):
+        tree["log"]["entries"][0]["index"] = 1
+
+    def origin(tree):
+        tree["log"]["origin"] = "log.example/other"
+
+    def checkpoint(tree):
+        lines = tree["log"]["checkpoint"].split("\n")
+        lines[1] = str(int(lines[1]) + 1)
+        tree["log"]["checkpoint"] = "\n".join(lines)
+
+    assert "entry-1" in failed(edit(receipt, index))
+    assert failed(edit(receipt, origin)) == ["log-origin"]
+    assert failed(edit(receipt, checkpoint))[0] == "log-checkpoint"
+
+
+def test_a_log_with_another_key_fails(receipt):
+    other = {"origin": trust().spec.log.origin, "key": NoteVerifier(trust().spec.log.origin, OTHER_KEY.public).text}
+    assert failed(receipt, trust(log=other))[0] == "log-checkpoint"
+
+
+def test_an_unlisted_node_fails_at_its_documents(receipt):
+    steps = failed(receipt, trust(nodes={"node-" + "1" * 32: OTHER_KEY.public.text}))
+    assert steps[:4] == ["evidence-signature", "run-signature", "wipe-signature", "certificate-signature"]
+
+
+def test_an_unlisted_customer_fails_at_the_job(receipt):
+    assert failed(receipt, trust(customers=[CUSTOMER_KEY.public.text])) == []
+    assert failed(receipt, trust(customers=[OTHER_KEY.public.text]))[0] == "job-signature"
+
+
+def test_a_higher_level_in_the_trust_file_fails_at_the_appraisal(receipt):
+    assert failed(receipt, trust(level="measured")) == ["appraisal/level"]
+
+
+def test_a_quorum_of_witnesses_is_counted(lease):
+    found, log = lease
+    name = "witness.example/w"
+    vkey = NoteVerifier(name, OTHER_KEY.public, kind=4).text
+    rules = trust(witnesses=[vkey], witnessQuorum=1)
+    assert failed(build_receipt(LEASE, found, log), rules) == ["log-witnesses"]
+    text = log.checkpoint.split("\n\n")[0] + "\n"
+    signed = log.checkpoint + cosign(text, name, OTHER_KEY, 1_700_000_000).line
+    entries = tuple(entry._replace(proof=entry.proof.replace(log.checkpoint, signed)) for entry in log.entries)
+    assert failed(build_receipt(LEASE, found, replace(log, checkpoint=signed, entries=entries)), rules) == []
+
+
+def test_a_quarantined_lease_is_a_true_receipt_of_a_failure(tmp_path):
+    found = documents(proven=False)
+    steps = (*STORY[:-1], ("quarantined", "certificate"))
+    [indexes] = append(tmp_path, Story(found, steps))
+    assert failed(build_receipt(LEASE, found, extract(tmp_path, indexes))) == []
+    [hidden] = append(tmp_path, Story(found, STORY))
+    assert failed(build_receipt(LEASE, found, extract(tmp_path, hidden))) == ["log-end"]
+
+
+def test_a_lease_denied_by_policy_has_a_short_receipt(tmp_path):
+    found = {kind: data for kind, data in documents().items() if kind in {"job", "policy"}}
+    [indexes] = append(tmp_path, Story(found, (("submitted", "job"), ("denied", "policy"))))
+    receipt = build_receipt(LEASE, found, extract(tmp_path, indexes))
+    assert failed(receipt) == []
+    assert "documents" in failed(edit(receipt, lambda tree: tree["documents"].pop("policy")))
+
+
+def test_a_lease_that_has_not_ended_has_no_receipt(tmp_path):
+    found = {kind: data for kind, data in documents().items() if kind in {"job", "policy"}}
+    [indexes] = append(tmp_path, Story(found, (("submitted", "job"), ("admitted", "policy"))))
+    assert failed(build_receipt(LEASE, found, extract(tmp_path, indexes))) == ["log-states"]
+
+
+def test_states_are_the_ones_of_the_lifecycle():
+    known = {str(state): {str(after) for after in onward} for state, onward in TRANSITIONS.items() if onward}
+    assert {state: set(onward) for state, onward in ONWARD.items() if state} == known
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree.update(v=2),
+        lambda tree: tree.update(more=1),
+        lambda tree: tree.pop("log"),
+        lambda tree: tree["documents"].update(other={"mediaType": "x", "data": ""}),
+        lambda tree: tree["documents"]["policy"].update(mediaType="application/json"),
+        lambda tree: tree["documents"]["policy"].update(data="A"),
+        lambda tree: tree["documents"].update(policy=1),
+        lambda tree: tree["log"].update(entries=tree["log"]["entries"] * 65),
+        lambda tree: tree["log"]["entries"][0].update(index=True),
+        lambda tree: tree["log"]["entries"][0].update(proof=None),
+    ],
+)
+def test_another_shape_fails_at_the_format(receipt, change):
+    assert failed(edit(receipt, change)) == ["format"]
+
+
+def test_another_spelling_fails_at_the_format(receipt):
+    assert failed(receipt + b"\n") == ["format"]
+    assert failed(receipt[:-1]) == ["format"]
+
+
+def test_or_raise_names_the_first_failed_step(receipt):
+    with pytest.raises(VerificationError) as caught:
+        verify_receipt_or_raise(receipt, trust(level="measured"))
+    assert caught.value.details["rule"] == "appraisal/level"
+    assert caught.value.steps
+
+
+def test_unknown_documents_are_not_built_in(lease):
+    with pytest.raises(FormatError, match="not a document"):
+        build_receipt(LEASE, {"diary": b""}, lease[1])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(min_value=0), bit=st.integers(min_value=0, max_value=7))
+def test_no_flipped_bit_goes_unseen(receipt, position, bit):
+    changed = bytearray(receipt)
+    changed[position % len(changed)] ^= 1 << bit
+    assert failed(bytes(changed))
+
+
+@settings(max_examples=100, deadline=None)
+@given(raw=st.binary(max_size=300))
+def test_any_bytes_give_one_failed_step(raw):
+    assert failed(raw) == ["format"]
+
+
+def test_job_bytes_are_those_that_were_signed():
+    assert sha256_digest(job()) == Envelope.from_bytes(job()).digest
+    assert NODE.startswith("node-")
