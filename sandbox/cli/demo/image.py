@@ -97,8 +97,13 @@ def _runtime() -> Iterator[_File]:
         try:
             files = distribution(name).files or []
         except PackageNotFoundError as error:
-            raise ImageError(f"the demo needs the package {name}", rule="demo-image", seen="not installed", wanted=", ".join(RUNTIME),
-                             fix="run './dev demo', or: pip install magika onnxruntime") from error  # fmt: skip
+            raise ImageError(
+                f"the demo needs the package {name}",
+                rule="demo-image",
+                seen="not installed",
+                wanted=", ".join(RUNTIME),
+                fix="run './dev demo', or: pip install magika onnxruntime",
+            ) from error
         for file in files:
             text = str(file)
             if ".." in file.parts or _LEFT_OUT & set(file.parts) or text.startswith(_LEFT_OUT_OF_RUNTIME):
@@ -131,8 +136,13 @@ def _libraries(programs: list[Path]) -> Iterator[_File]:
             found[words[0]] = Path(words[0])
     libc = found.get("libc.so.6")
     if libc is None:
-        raise ImageError("the libraries of this Python cannot be named", rule="demo-image", seen=(done.stderr or "nothing")[:200],
-                         wanted="ldd naming libc.so.6 (glibc)", fix="use a Python that is linked against glibc")  # fmt: skip
+        raise ImageError(
+            "the libraries of this Python cannot be named",
+            rule="demo-image",
+            seen=(done.stderr or "nothing")[:200],
+            wanted="ldd naming libc.so.6 (glibc)",
+            fix="use a Python that is linked against glibc",
+        )
     for name, path in sorted(found.items()):
         system = str(path).startswith(("/lib", "/usr/lib"))
         if system:

@@ -1,0 +1,170 @@
+"""The separate processes of the demo: long-running programs with their logs in files, and commands as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sandbox.cli.demo.interrupt import Interrupts
+from sandbox.errors import SealrigError, ServerError
+
+START_SECONDS = 60.0
+COMMAND_SECONDS = 300.0
+STOP_SECONDS = 20.0
+_LOG_TAIL = 2000
+
+
+class CommandError(SealrigError):
+    """A command of the demo did not do what it should; ``code`` and details are the command's own."""
+
+    def __init__(self, command: str, code: str, message: str, details: Mapping[str, Any]) -> None:
+        super().__init__(f"'{command}' failed: {message}", **details)
+        self.code = code  # type: ignore[misc]  # the code of the command that failed, told on
+
+
+@dataclass(frozen=True)
+class Person:
+    """One of the three people: a name, and settings of their own, apart from those of whoever started the demo."""
+
+    name: str
+    home: Path
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of this person's commands. The token travels here, never in the arguments."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALRIG_")}
+        return {
+            **kept,
+            "XDG_CONFIG_HOME": str(self.home / ".config"),
+            "XDG_STATE_HOME": str(self.home / ".state"),
+            "PYTHONUNBUFFERED": "1",
+            **self.settings,
+        }
+
+
+class Programs:
+    """Everything that the demo started. ``stop`` ends all of it."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        """Start with nothing."""
+        self._interrupts = interrupts
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._logs: dict[str, Path] = {}
+
+    def start(self, name: str, person: Person, words: list[str], log: Path) -> None:
+        """Start ``sealrig WORDS`` in a session of its own, its output going to ``log``."""
+        with self._interrupts.held(), log.open("wb") as out:
+            self._running[name] = subprocess.Popen(
+                [*_SEALRIG, *words],
+                env=person.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._logs[name] = log
+
+    def command(self, person: Person, words: list[str]) -> Any:  # noqa: ANN401  (each command has its own document)
+        """Run ``sealrig WORDS --json`` and return its document. Raises ``CommandError`` with the command's own words."""
+        typed = f"sealrig {shlex.join(words)}"
+        try:
+            done = subprocess.run(
+                [*_SEALRIG, *words, "--json"],
+                env=person.environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=COMMAND_SECONDS,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CommandError(typed, "timeout", f"no answer within {COMMAND_SECONDS:.0f} s", {}) from error
+        try:
+            document = json.loads(done.stdout)
+        except ValueError as error:
+            raise CommandError(typed, "internal", done.stderr.decode(errors="replace")[-_LOG_TAIL:].strip(), {}) from error
+        if done.returncode:
+            problem = document.get("error", {}) if isinstance(document, dict) else {}
+            raise CommandError(
+                typed, problem.get("code", "internal"), problem.get("message", "no reason given"), problem.get("details", {})
+            )
+        return document
+
+    def wait_ready(self, name: str, server: str) -> None:
+        """Wait until the control plane answers. Raises ``ServerError`` with the end of its log where it does not."""
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            self.check(name)
+            try:
+                if httpx.get(f"{server}/readyz", timeout=2, trust_env=False).status_code == httpx.codes.OK:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise ServerError(
+            "the control plane does not get ready",
+            rule="demo-start",
+            seen=self._tail(name),
+            wanted="200 from /readyz",
+            fix=f"look at {self._logs[name]}",
+        )
+
+    def check(self, name: str) -> None:
+        """Raise ``ServerError`` with the end of its log where a program has ended."""
+        code = self._running[name].poll()
+        if code is not None:
+            raise ServerError(
+                f"{name} ended with code {code}",
+                rule="demo-program",
+                seen=self._tail(name),
+                wanted="a running program",
+                fix=f"look at {self._logs[name]}",
+            )
+
+    def wait(self, name: str, seconds: float) -> int | None:
+        """Wait for a program's own end; its exit code, or None where it still runs after ``seconds``."""
+        try:
+            return self._running[name].wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self, name: str) -> None:
+        """End one program: politely, then by force. One that never started, or has ended, is fine."""
+        process = self._running.get(name)
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def stop_all(self) -> None:
+        """End all programs, the last started first."""
+        for name in reversed(self._running):
+            self.stop(name)
+
+    def _tail(self, name: str) -> str:
+        return self._logs[name].read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip()
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+_SEALRIG = [sys.executable, "-m", "sandbox.cli"]
