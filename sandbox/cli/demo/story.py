@@ -58,6 +58,7 @@ class Story:
         self.customer = self._person("customer")
         self.auditor = self._person("auditor")
         self.node: str | None = None
+        self.node_key = ""
         self.lease: str | None = None
 
     def tell(self) -> Done:
@@ -101,7 +102,7 @@ class Story:
         )
         self.node = str(made["node"])
         self._start("node", operator, ["node", "run", "--data", str(data / "node")])
-        self._write_trust(str(made["public_key"]))
+        self.node_key = str(made["public_key"])
         return image
 
     def _customer_sets_up(self) -> None:
@@ -111,17 +112,23 @@ class Story:
         assets.write_code(home / "code")
         assets.write_data(home / "data")
         self._command(self.customer, ["key", "new", str(home / "key")])
+        self._customer_trusts(self.node_key)
 
-    def _write_trust(self, node_key: str) -> None:
-        """Write what the customer and the auditor trust: handed over in person, not asked of the server later."""
-        with Client(self.server, token=None) as client:
-            vkey = client.log_key()
-        tree = {
-            "apiVersion": "sealrig/v1",
-            "kind": "Trust",
-            "spec": {"level": "software", "nodes": {self.node: node_key}, "log": {"origin": vkey.partition("+")[0], "key": vkey}},
-        }
-        (self.folder / "TRUST.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    def _customer_trusts(self, node_key: str) -> None:
+        """Write the trust file from what the server shows, then compare it with what the operator handed over in person."""
+        trust = self.folder / "TRUST.yaml"
+        self._command(self.customer, ["trust", "init", "-o", str(trust)])
+        shown = yaml.safe_load(trust.read_bytes())["spec"]
+        handed = {"node": node_key, "log": (self.operator.home / "control" / "log.vkey").read_text().strip()}
+        seen = {"node": shown["nodes"].get(self.node), "log": shown["log"]["key"]}
+        if seen != handed:
+            raise StateError(
+                "the server shows other keys than the operator handed over",
+                rule="demo-trust",
+                seen=str(seen),
+                wanted=str(handed),
+                fix="do not trust it",
+            )
 
     # ---- the ten steps
 
@@ -257,7 +264,7 @@ class Story:
     def _end_lease(self, lease: str) -> None:
         """Cancel a lease that has not ended and wait for the node's wipe. Without the control plane, the rest of ``close`` must do."""
         try:
-            with Client(self.server, token=self._token(self.customer)) as client:
+            with Client(self.server, token=self._token(self.customer), patience=3) as client:
                 info = client.lease(lease, wait=0)
                 if info.state not in TERMINAL:
                     info = client.cancel(lease)
