@@ -119,7 +119,7 @@ class Story:
         trust = self.folder / "TRUST.yaml"
         self._command(self.customer, ["trust", "init", "-o", str(trust)])
         shown = yaml.safe_load(trust.read_bytes())["spec"]
-        handed = {"node": node_key, "log": (self.operator.home / "control" / "log.vkey").read_text().strip()}
+        handed = {"node": node_key, "log": (self.operator.home / "control" / "log" / "vkey").read_text().strip()}
         seen = {"node": shown["nodes"].get(self.node), "log": shown["log"]["key"]}
         if seen != handed:
             raise StateError(
@@ -211,9 +211,10 @@ class Story:
             9, "the node signs a sanitization certificate (NIST SP 800-88 fields)", (closed - wiping).total_seconds() - seconds
         )
         self.screen.person("Auditor", "has no account here that matters: the receipt is checked offline, the log against its own key")
+        trust = str(self.folder / "TRUST.yaml")
         with self.screen.step(10, "verify the receipt offline, and the whole audit log"):
-            verified = self._command(self.auditor, ["receipt", "verify", str(receipt), "--trust", str(self.folder / "TRUST.yaml")])
-            self._command(self.auditor, ["audit", "verify", "--log", f"{self.server}/log"])
+            verified = self._command(self.auditor, ["receipt", "verify", str(receipt), "--trust", trust])
+            self._command(self.auditor, ["audit", "verify", "--log", self.server, "--trust", trust])
         for step in verified["steps"]:
             self.screen.note(f"{'ok    ' if step['ok'] else 'FAILED'} {step['step']}")
         return receipt
@@ -222,7 +223,8 @@ class Story:
         """Open the result with the customer's key and check it against what the model must say."""
         folder = self.folder / "result"
         self.screen.person("Customer", "opens the result, which nobody else can")
-        self._command(self.customer, ["lease", "results", lease, "-o", str(folder), "--key", str(self.customer.home / "key")])
+        key, trust = str(self.customer.home / "key"), str(self.folder / "TRUST.yaml")
+        self._command(self.customer, ["lease", "results", lease, "-o", str(folder), "--key", key, "--trust", trust])
         result = next(iter(sorted(folder.rglob("result.json"))), folder / "result.json")
         answers = assets.check_result(result)
         self.screen.answers(answers)
