@@ -1,0 +1,249 @@
+"""What stands in a bundle: one entry a file, folder or link, its line in the index, and the rules that keep it inside a folder.
+
+An index line is canonical JSON (RFC 8785) and a newline. Names are bytes: text where they are UTF-8, else base64 (``pathB64``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from attestation.canonical import parse_json
+from attestation.errors import AttestationError
+from attestation.signing import b64decode, b64encode
+from sandbox.errors import BundleError, UnsafePathError
+
+MAX_PATH_BYTES = 3800
+"""Below the kernel's 4096, with room for the folder that a bundle is opened in."""
+MAX_NAME_BYTES = 255
+MAX_LINE_BYTES = 64 * 1024
+MAX_LINK_STEPS = 40
+"""The kernel's own limit on symlinks in one path."""
+MAX_SIZE = 2**50
+_BILLION = 10**9
+_MTIME = re.compile(r"-?(?:0|[1-9]\d{0,11})\.\d{9}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_ENCODE = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+"""Equal to RFC 8785 for these lines: ASCII keys, strings, integers below 2^53 and ``true`` only."""
+
+
+class Kind(StrEnum):
+    """What an entry is. ``LINK`` is a further name of a file that stands earlier."""
+
+    FILE = "file"
+    DIR = "dir"
+    SYMLINK = "symlink"
+    LINK = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry. Sizes in bytes; ``offset`` is where a file's bytes start in the tar; ``digest`` is their BLAKE3."""
+
+    path: bytes
+    kind: Kind
+    mode: int
+    mtime_ns: int
+    size: int = 0
+    offset: int = 0
+    target: bytes = b""
+    digest: bytes = b""
+    sparse: bool = False
+
+    @property
+    def name(self) -> str:
+        """The path for people: what is not UTF-8 or not printable is escaped."""
+        return shown(self.path)
+
+
+def shown(path: bytes) -> str:
+    """Return a path as text that is safe to print and to put into JSON."""
+    text = path.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def mtime_text(mtime_ns: int) -> str:
+    """Return a time as seconds with nine decimals, as pax records spell it."""
+    seconds, rest = divmod(abs(mtime_ns), _BILLION)
+    return f"{'-' if mtime_ns < 0 else ''}{seconds}.{rest:09d}"
+
+
+def encode_line(entry: Entry) -> bytes:
+    """Return an entry's line in the index, newline included."""
+    tree: dict[str, Any] = {"mode": entry.mode, "mtime": mtime_text(entry.mtime_ns), "type": entry.kind.value}
+    _put_name(tree, "path", entry.path)
+    if entry.kind is Kind.FILE:
+        tree["blake3"] = entry.digest.hex()
+        tree["offset"] = entry.offset
+        tree["size"] = entry.size
+        if entry.sparse:
+            tree["sparse"] = True
+    elif entry.kind is not Kind.DIR:
+        _put_name(tree, "target", entry.target)
+    return _ENCODE(tree).encode() + b"\n"
+
+
+def decode_line(line: bytes) -> Entry:
+    """Parse one line without its newline. Raises ``BundleError`` for anything but the one spelling, ``UnsafePathError`` for a bad path."""
+    try:
+        tree = parse_json(line, max_bytes=MAX_LINE_BYTES)
+        if not isinstance(tree, dict):
+            raise _bad_line("not an object")
+        entry = _entry(tree)
+    except (AttestationError, KeyError, ValueError) as error:
+        raise _bad_line(str(error)[:100]) from error
+    if encode_line(entry)[:-1] != line:
+        raise _bad_line("another spelling")
+    return entry
+
+
+def _entry(tree: dict[str, Any]) -> Entry:
+    kind = Kind(_typed(tree["type"], str))
+    mtime = _typed(tree["mtime"], str)
+    if not _MTIME.fullmatch(mtime):
+        raise _bad_line("mtime")
+    seconds, _, rest = mtime.lstrip("-").partition(".")
+    mtime_ns = (int(seconds) * _BILLION + int(rest)) * (-1 if mtime.startswith("-") else 1)
+    path = check_path(_get_name(tree, "path"))
+    mode = _number(tree["mode"], 0o777)
+    if kind is Kind.FILE:
+        digest = _typed(tree["blake3"], str)
+        if not _HEX64.fullmatch(digest):
+            raise _bad_line("blake3")
+        return Entry(path, kind, mode, mtime_ns, _number(tree["size"], MAX_SIZE), _number(tree["offset"], 2 * MAX_SIZE),
+                     digest=bytes.fromhex(digest), sparse=tree.get("sparse") is True)  # fmt: skip
+    if kind is Kind.DIR:
+        return Entry(path, kind, mode, mtime_ns)
+    target = _get_name(tree, "target")
+    if not 0 < len(target) <= MAX_PATH_BYTES or b"\0" in target:
+        raise _bad_line("target")
+    return Entry(path, kind, mode, mtime_ns, target=target)
+
+
+def check_path(path: bytes) -> bytes:
+    """Return ``path`` once it can only mean a place inside. Raises ``UnsafePathError``."""
+    parts = path.split(b"/")
+    if len(path) > MAX_PATH_BYTES or b"\0" in path or any(part in (b"", b".", b"..") or len(part) > MAX_NAME_BYTES for part in parts):
+        raise UnsafePathError(
+            f"{shown(path[:200])!r} is not a path inside the bundle",
+            rule="entry-path",
+            seen=shown(path[:200]),
+            wanted=f"a relative path without '.', '..' or empty parts, names ≤ {MAX_NAME_BYTES} bytes, in all ≤ {MAX_PATH_BYTES} bytes",
+            fix="rename it, or do not trust this bundle",
+        )
+    return path
+
+
+def order(path: bytes) -> bytes:
+    """Return the key by which entries are ordered: a folder first, then what is in it. (NUL is in no name and before all.)"""
+    return path.replace(b"/", b"\0")
+
+
+def unsafe_links(links: Mapping[bytes, bytes]) -> dict[bytes, str]:
+    """Return what is wrong with each symlink (path -> target) that would lead outside, followed as the kernel does."""
+    return {path: problem for path, target in links.items() if (problem := _follow(path, target, links))}
+
+
+def _follow(path: bytes, target: bytes, links: Mapping[bytes, bytes]) -> str:
+    # A lexical check is not enough: with a symlink a -> ., the target a/../x is outside although it reads as inside.
+    here = path.split(b"/")[:-1]
+    todo = target.split(b"/")[::-1]
+    steps = 1
+    if target.startswith(b"/"):
+        return "is absolute"
+    while todo:
+        part = todo.pop()
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if not here:
+                return "leaves the tree"
+            here.pop()
+            continue
+        here.append(part)
+        onward = links.get(b"/".join(here))
+        if onward is not None:
+            steps += 1
+            if onward.startswith(b"/"):
+                return "leads to an absolute path"
+            if steps > MAX_LINK_STEPS:
+                return "goes round in circles"
+            here.pop()
+            todo.extend(onward.split(b"/")[::-1])
+    return ""
+
+
+class Order:
+    """Checks entries as they come: in order, once each, inside folders that stand before, links to files that stand before."""
+
+    def __init__(self) -> None:
+        """Start with an empty tree."""
+        self._last = b""
+        self._folders: list[bytes] = []
+        self._files: set[bytes] = set()
+        self.links: dict[bytes, bytes] = {}
+
+    def add(self, entry: Entry, known: Mapping[bytes, object] | None = None) -> None:
+        """Check the next entry; ``known`` holds the files before it, or they are remembered here. Raises ``BundleError``."""
+        key = order(entry.path)
+        if self._last and key <= self._last:
+            raise _bad_line(f"{entry.name} out of order or twice")
+        self._last = key
+        parent = entry.path.rpartition(b"/")[0]
+        while self._folders and self._folders[-1] != parent:
+            self._folders.pop()
+        if parent and not self._folders:
+            raise _bad_line(f"{entry.name} in no folder")
+        if entry.kind is Kind.DIR:
+            self._folders.append(entry.path)
+        elif entry.kind is Kind.SYMLINK:
+            self.links[entry.path] = entry.target
+        elif entry.kind is Kind.FILE and known is None:
+            self._files.add(entry.path)
+        elif entry.kind is Kind.LINK and entry.target not in (self._files if known is None else known):
+            raise _bad_line(f"{entry.name}, a link to no earlier file")
+
+
+def lines(pieces: Iterator[memoryview]) -> Iterator[bytes]:
+    """Yield lines without their newline from pieces of any size. Raises ``BundleError`` for an overlong or unended line."""
+    rest = b""
+    for piece in pieces:
+        parts = (rest + bytes(piece)).split(b"\n")
+        rest = parts.pop()
+        yield from parts
+        if len(rest) > MAX_LINE_BYTES:
+            raise _bad_line("an overlong line")
+    if rest:
+        raise _bad_line("a line without an end")
+
+
+def _put_name(tree: dict[str, Any], key: str, name: bytes) -> None:
+    try:
+        tree[key] = name.decode("utf-8")
+    except UnicodeDecodeError:
+        tree[key + "B64"] = b64encode(name)
+
+
+def _get_name(tree: dict[str, Any], key: str) -> bytes:
+    return b64decode(tree[key + "B64"]) if key + "B64" in tree else _typed(tree[key], str).encode()
+
+
+def _typed(value: object, kind: type[str]) -> str:
+    if not isinstance(value, kind):
+        raise _bad_line(f"{type(value).__name__} instead of {kind.__name__}")
+    return value
+
+
+def _number(value: object, limit: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+        raise _bad_line(f"a number of {value!r}"[:80])
+    return value
+
+
+def _bad_line(seen: str) -> BundleError:
+    return BundleError("the bundle's index is malformed", rule="bundle-index", seen=seen, wanted="lines as docs/format.md describes them",
+                       fix="get the bundle again from its source")  # fmt: skip

@@ -1,0 +1,81 @@
+"""A file that appears under its name whole and durable, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from blake3 import blake3
+
+from sandbox.errors import InputError
+
+
+class Output:
+    """Writes a new file under a temporary name beside its place, hashing what is written. ``commit`` puts it there."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """``size`` bytes are going to be written; a disk without room for them is noticed now (``OSError``)."""
+        self.path = path
+        self.state = blake3()
+        self._temp = path.parent / f".{path.name[:200]}.{secrets.token_hex(8)}.part"
+        self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        self._done = False
+        try:
+            room = os.fstatvfs(self._fd)
+            if room.f_bavail * room.f_frsize < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except BaseException:
+            self._discard()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._done:
+            self._discard()
+
+    def hash(self, data: memoryview | bytes) -> None:
+        """Add bytes to the digest without writing them."""
+        self.state.update(data)
+
+    def write_hashed(self, data: memoryview | bytes) -> None:
+        """Write bytes that were hashed already."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Hash and write bytes."""
+        self.hash(data)
+        self.write_hashed(data)
+
+    def commit(self) -> None:
+        """Make the file durable, give it its name, and make the name durable. Raises ``InputError`` if the name was taken meanwhile."""
+        os.fsync(self._fd)
+        try:
+            os.link(self._temp, self.path)  # unlike a rename, never over a file that somebody else put there
+        except FileExistsError as error:
+            raise InputError(f"{self.path} exists already", rule="output", seen="a file made meanwhile", wanted="a new name",
+                             fix="choose another name") from error  # fmt: skip
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            self._temp.rename(self.path)  # a file system without hard links
+        else:
+            self._temp.unlink()
+        self._done = True
+        os.close(self._fd)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _discard(self) -> None:
+        os.close(self._fd)
+        self._temp.unlink(missing_ok=True)

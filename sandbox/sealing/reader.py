@@ -1,0 +1,148 @@
+"""Reading a bundle without unpacking it: its entries, and any range of any file, decrypting only the segments that hold it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from attestation.signing import VerifyKey
+from sandbox.errors import InputError, LimitError, NotFoundError, WrongKeyError
+from sandbox.sealing.algorithms import STREAM_HEADER_BYTES, TAG_BYTES
+from sandbox.sealing.entries import Entry, Kind, shown
+from sandbox.sealing.format import MAX_HEADER_BYTES, Header, read_header
+from sandbox.sealing.index import read_index
+from sandbox.sealing.keys import DataKey, Identity
+from sandbox.sealing.source import Source
+from sandbox.sealing.stream import Stream, iterate_stream, plain_size, segment_at
+
+_CACHED_SEGMENTS = 4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a bundle may hold when it is opened; nothing is written when it holds more. ``bytes`` counts the files' sizes."""
+
+    files: int = 1_000_000
+    bytes: int = 2**44
+
+    def check(self, files: int, size: int) -> None:
+        """Raise ``LimitError`` when either number is above its bound."""
+        if files > self.files:
+            raise LimitError("the bundle holds too many files", rule="open-files", seen=f"{files} or more", wanted=f"≤ {self.files}",
+                             fix="raise the limit if you trust the bundle")  # fmt: skip
+        if size > self.bytes:
+            raise LimitError("the bundle holds too much", rule="open-bytes", seen=f"{size} bytes or more", wanted=f"≤ {self.bytes} bytes",
+                             fix="raise the limit if you trust the bundle")  # fmt: skip
+
+
+def data_key(header: Header, identity: Identity) -> DataKey:
+    """Unwrap a bundle's data key from its header. Raises ``WrongKeyError`` if ``identity`` is not among the recipients."""
+    name = identity.public.fingerprint
+    for recipient in header.recipients:
+        if recipient.to == name:
+            return DataKey(identity.unwrap(recipient.wrapped, header.core.wrap_info))
+    raise WrongKeyError("the bundle is not sealed to this identity", rule="recipient", seen=f"identity {name}",
+                        wanted=", ".join(recipient.to for recipient in header.recipients), fix="use an identity it was sealed to")  # fmt: skip
+
+
+class BundleReader:
+    """Random access to a bundle over any ranged source. Safe for use by many threads.
+
+    Opening reads the header only; the index is read, whole and verified, when it is first needed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        key: DataKey | Identity,
+        *,
+        signers: Collection[VerifyKey] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Read and check the header; ``signers`` of None accepts any signer, who can be read from ``header.signer``.
+
+        Raises ``BundleError`` (not a bundle, damaged), ``WrongKeyError``, and what the source raises.
+        """
+        self._source = source
+        self._limits = limits or Limits()
+        self.header = read_header(source.read_at(0, min(MAX_HEADER_BYTES, source.size)))
+        if signers is not None:
+            self.header.require_signer(signers)
+        self.header.require_size(source.size)
+        self._key = data_key(self.header, key) if isinstance(key, Identity) else key
+        offset = self.header.payload_offset
+        self.payload = Stream(self._key, source.read_at(offset, STREAM_HEADER_BYTES), self.header.payload_aad, plain_size(self.header.payload_size))
+        self._entries: dict[bytes, Entry] | None = None
+        self._segments: OrderedDict[int, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def entries(self) -> dict[bytes, Entry]:
+        """Return every entry by its path, in bundle order. Raises ``BundleError``, ``UnsafePathError`` or ``LimitError``."""
+        with self._lock:
+            if self._entries is None:
+                self._entries = self._read_index()
+            return self._entries
+
+    def entry(self, path: bytes | str) -> Entry:
+        """Return the file at ``path``, hard links resolved. Raises ``NotFoundError``, or ``InputError`` if it is no file."""
+        name = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
+        entries = self.entries()
+        found = entries.get(name.removeprefix(b"./"))
+        if found is not None and found.kind is Kind.LINK:
+            found = entries[found.target]
+        if found is None:
+            raise NotFoundError(f"the bundle holds no {shown(name)}", rule="bundle-path", seen=shown(name), wanted="a path in the bundle",
+                                fix="list the files with 'inspect --key'")  # fmt: skip
+        if found.kind is not Kind.FILE:
+            raise InputError(f"{found.name} is no file", rule="bundle-path", seen=found.kind.value, wanted="a file", fix="name a file")
+        return found
+
+    def read(self, path: bytes | str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Return an iterator over the bytes ``start`` to ``end`` (not with it; None: the end) of a file, in pieces.
+
+        Raises ``NotFoundError`` or ``InputError`` at once, and while iterating ``BundleTamperedError`` for a segment that does not verify.
+        """
+        entry = self.entry(path)
+        stop = entry.size if end is None else min(end, entry.size)
+        if start < 0 or (end is not None and end < start):
+            raise InputError("not a range", rule="range", seen=f"{start}-{end}", wanted="0 ≤ start ≤ end", fix="correct the range")
+        return self._pieces(entry.offset + start, entry.offset + stop)
+
+    def segment(self, index: int) -> bytes:
+        """Return the plaintext of one segment of the payload. Raises ``BundleTamperedError`` if it does not verify."""
+        with self._lock:
+            found = self._segments.get(index)
+            if found is not None:
+                self._segments.move_to_end(index)
+                return found
+        low, high = self.payload.sealed_span(index)
+        out = bytearray(high - low - TAG_BYTES)
+        self.payload.open_segment(index, self._source.read_at(self.header.payload_offset + low, high - low), memoryview(out))
+        plain = bytes(out)
+        with self._lock:
+            self._segments[index] = plain
+            if len(self._segments) > _CACHED_SEGMENTS:
+                self._segments.popitem(last=False)
+        return plain
+
+    def _pieces(self, position: int, stop: int) -> Iterator[bytes]:
+        while position < stop:
+            index, place = segment_at(position)
+            piece = self.segment(index)[place : place + stop - position]
+            position += len(piece)
+            yield piece
+
+    def _read_index(self) -> dict[bytes, Entry]:
+        header = self.header
+        offset = header.index_offset
+        stream = Stream(self._key, self._source.read_at(offset, STREAM_HEADER_BYTES), header.index_aad, plain_size(header.index_size))
+        pieces = iterate_stream(stream, lambda start, length: self._source.read_at(offset + start, length))
+        found: dict[bytes, Entry] = {}
+        total = 0
+        for entry in read_index(pieces, header, self.payload.plain_size):
+            found[entry.path] = entry
+            total += entry.size
+            self._limits.check(len(found), total)
+        return found

@@ -1,0 +1,163 @@
+"""What is to be sealed: a walk over files and folders that remembers what it saw, so that a later change is noticed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.errors import InputError, LimitError, UnsafePathError
+from sandbox.sealing.entries import Entry, Kind, check_path, shown, unsafe_links
+
+MAX_ENTRIES = 10_000_000
+_BLOCK = 512
+_SPARSE_FROM = 64 * 1024
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry, where it was found, and what the file system said about it: (device, inode, size, mtime, ctime) in ns."""
+
+    entry: Entry
+    place: bytes
+    seen: tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Everything found, in bundle order; the names left out; and the folder itself where one folder is sealed."""
+
+    found: list[Found]
+    skipped: list[str]
+    root: tuple[bytes, tuple[int, int, int, int, int]] | None
+
+
+def state_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Return what changes when a file's bytes, names or attributes change."""
+    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def changed(place: bytes) -> InputError:
+    """Return the error for something that was changed while it was sealed."""
+    return InputError(f"{shown(place)} changed while it was sealed", rule="source-changed", seen="another size, time or file than at the start",
+                      wanted="files at rest", fix="wait until nothing writes there, or seal a copy")  # fmt: skip
+
+
+def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
+    """Find everything under ``sources``.
+
+    One folder: what is in it. Anything else: each source under its own name. Symlinks are kept as links. What cannot be kept (devices,
+    sockets, pipes, links that leave the tree, overlong names) is refused by name, or left out if ``lenient``.
+    Raises ``InputError``, ``LimitError`` or ``UnsafePathError``.
+    """
+    walker = _Walker(lenient=lenient)
+    place = os.fsencode(sources[0]) if len(sources) == 1 and sources[0].is_dir() else None
+    root = (place, state_of(os.stat(place))) if place is not None else None
+    found: list[Found] = []
+    for item in walker.folder(place) if place is not None else walker.several(sources):
+        found.append(item)
+        if len(found) > MAX_ENTRIES:
+            raise LimitError("too many files for one bundle", rule="bundle-entries", seen=f"more than {MAX_ENTRIES}", wanted=f"≤ {MAX_ENTRIES}",
+                             fix="seal it in parts")  # fmt: skip
+    links = {item.entry.path: item.entry.target for item in found if item.entry.kind is Kind.SYMLINK}
+    dropped: set[bytes] = set()
+    # A link left out can change where another one leads, hence again until all that stay are safe.
+    while problems := unsafe_links(links):
+        path, problem = next(iter(problems.items()))
+        if not lenient:
+            raise UnsafePathError(f"the symlink {shown(path)} {problem}", rule="symlink", seen=f"-> {shown(links[path][:200])}",
+                                  wanted="a target inside the sealed tree", fix="remove the link, or replace it by what it points to")  # fmt: skip
+        dropped.update(problems)
+        links = {path: target for path, target in links.items() if path not in problems}
+    if dropped:
+        found = [item for item in found if item.entry.path not in dropped]
+        walker.skipped += [shown(path) for path in sorted(dropped)]
+    return Scan(found, walker.skipped, root)
+
+
+def check_unchanged(seen: Scan) -> None:
+    """Raise ``InputError`` if anything differs from what the scan saw."""
+    if seen.root is not None and state_of(os.stat(seen.root[0])) != seen.root[1]:
+        raise changed(seen.root[0])
+    for item in seen.found:
+        try:
+            status = os.lstat(item.place)
+        except OSError as error:
+            raise changed(item.place) from error
+        if state_of(status) != item.seen:
+            raise changed(item.place)
+
+
+class _Walker:
+    def __init__(self, *, lenient: bool) -> None:
+        self._lenient = lenient
+        self._inodes: dict[tuple[int, int], bytes] = {}
+        self.skipped: list[str] = []
+
+    def several(self, sources: Sequence[Path]) -> Iterator[Found]:
+        if not sources:
+            raise InputError("nothing to seal", rule="sources", seen="no file or folder", wanted="at least one", fix="name what to seal")
+        named = sorted((os.fsencode(source.resolve().name if source.name in ("", "..") else source.name), source) for source in sources)
+        for (name, _), (other, _) in zip(named, named[1:], strict=False):
+            if name == other:
+                raise InputError(f"two sources are called {shown(name)}", rule="sources", seen=shown(name), wanted="different names",
+                                 fix="rename one, or seal the folder that holds both")  # fmt: skip
+        for name, source in named:
+            yield from self._walk([(name, os.fsencode(source))])
+
+    def folder(self, place: bytes) -> Iterator[Found]:
+        yield from self._walk(self._names(place, b""))
+
+    def _names(self, place: bytes, path: bytes) -> list[tuple[bytes, bytes]]:
+        try:
+            names = os.listdir(place)
+        except OSError as error:
+            raise _unreadable(place, error) from error
+        front = path + b"/" if path else b""
+        return [(front + name, place + b"/" + name) for name in sorted(names)]
+
+    def _walk(self, todo: list[tuple[bytes, bytes]]) -> Iterator[Found]:
+        todo.reverse()
+        while todo:
+            path, place = todo.pop()
+            try:
+                status = os.lstat(place)
+                target = os.readlink(place) if stat.S_ISLNK(status.st_mode) else b""
+            except OSError as error:
+                raise _unreadable(place, error) from error
+            try:
+                item = Found(self._entry(check_path(path), status, target), place, state_of(status))
+            except (InputError, UnsafePathError):
+                if not self._lenient:
+                    raise
+                self.skipped.append(shown(path))
+                continue
+            yield item
+            if item.entry.kind is Kind.DIR:
+                todo.extend(reversed(self._names(place, path)))
+
+    def _entry(self, path: bytes, status: os.stat_result, target: bytes) -> Entry:
+        mode = status.st_mode & 0o777
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFDIR:
+            return Entry(path, Kind.DIR, mode, status.st_mtime_ns)
+        if kind == stat.S_IFLNK:
+            return Entry(path, Kind.SYMLINK, 0o777, status.st_mtime_ns, target=target)
+        if kind != stat.S_IFREG:
+            raise InputError(f"{shown(path)} is {_KINDS.get(kind, 'no plain file')}", rule="source-kind", seen=_KINDS.get(kind, "something else"),
+                             wanted="files, folders and links", fix="remove it, or seal a folder without it")  # fmt: skip
+        if status.st_nlink > 1:
+            first = self._inodes.setdefault((status.st_dev, status.st_ino), path)
+            if first != path:
+                return Entry(path, Kind.LINK, mode, status.st_mtime_ns, target=first)
+        sparse = status.st_size >= _SPARSE_FROM and status.st_blocks * _BLOCK < status.st_size
+        return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, digest=bytes(32), sparse=sparse)
+
+
+def _unreadable(place: bytes, error: OSError) -> InputError:
+    return InputError(f"{shown(place)} cannot be read: {error.strerror}", rule="source", seen=error.strerror or "an error",
+                      wanted="something readable", fix="check the name and its permissions")  # fmt: skip

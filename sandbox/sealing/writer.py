@@ -1,0 +1,254 @@
+"""Sealing: files and folders in, one bundle out, whole and durable or not there at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from blake3 import blake3
+
+from attestation.signing import SigningKey
+from sandbox.errors import InputError
+from sandbox.sealing.algorithms import STREAM_HEADER_BYTES
+from sandbox.sealing.entries import Entry, Kind
+from sandbox.sealing.format import Header, new_core, write_header
+from sandbox.sealing.hashing import Progress, digest_text
+from sandbox.sealing.index import index_size, write_index
+from sandbox.sealing.keys import DataKey, IdentityPublic
+from sandbox.sealing.output import Output
+from sandbox.sealing.pipeline import Batch, run, sealed_range, segments_of
+from sandbox.sealing.scan import Found, Scan, changed, check_unchanged, scan, state_of
+from sandbox.sealing.stream import Stream, StreamWriter, sealed_size
+from sandbox.sealing.tar import END, padding, tar_header, with_offset
+
+_EMPTY = blake3().digest()
+
+
+@dataclass(frozen=True)
+class SealResult:
+    """A finished bundle. ``size`` is the file's, ``plaintext_size`` the sum of its files'; ``skipped`` is empty unless ``lenient``."""
+
+    path: Path
+    digest: str
+    size: int
+    files: int
+    plaintext_size: int
+    bundle_id: str
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What is random or the clock's in a bundle, fixed: for golden vectors only, since reusing a salt and key with other data breaks both."""
+
+    bundle_id: str
+    at: datetime
+    key: DataKey
+    payload_header: bytes
+    index_header: bytes
+
+
+def seal(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    recipients: Sequence[IdentityPublic],
+    signer: SigningKey,
+    labels: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    lenient: bool = False,
+    fixed: Fixed | None = None,
+) -> SealResult:
+    """Seal files and folders into a new bundle at ``out``, durable when this returns; nothing is at ``out`` before that.
+
+    One folder: its contents become the bundle's root. Anything else: each source stands under its own name. ``lenient`` leaves out what
+    no bundle can hold (devices, sockets, pipes, links that leave the tree) instead of refusing, and names it in the result.
+    Raises ``InputError`` (unusable or changing sources, an existing ``out``), ``LimitError``, ``UnsafePathError``, ``OSError`` (disk full).
+    """
+    _check_places(sources, out)
+    seen = scan(sources, lenient=lenient)
+    entries, plain = _lay_out(seen)
+    core = new_core(
+        bundle_id=fixed.bundle_id if fixed else secrets.token_hex(16),
+        labels=labels or {},
+        payload_size=sealed_size(plain),
+        index_size=sealed_size(index_size(entries, len(entries))),
+        signer=signer.public,
+        to=tuple(recipient.fingerprint for recipient in recipients),
+        at=fixed.at if fixed else None,
+    )
+    key = fixed.key if fixed else DataKey.generate()
+    raw, header = write_header(core, tuple(recipient.wrap(key.raw, core.wrap_info) for recipient in recipients), signer)
+    with Output(out, header.total_size) as output:
+        output.write(raw)
+        payload = Stream(key, fixed.payload_header, header.payload_aad, plain) if fixed else Stream.fresh(key, header.payload_aad, plain)
+        digests = _write_payload(payload, seen, entries, output, progress)
+        final = _with_digests(entries, digests)
+        _write_index(final, header, key, signer, output, fixed)
+        check_unchanged(seen)
+        output.commit()
+    files = sum(entry.kind is Kind.FILE for entry in entries)
+    size = sum(entry.size for entry in entries)
+    return SealResult(out, digest_text(output.state), header.total_size, files, size, core.id, tuple(seen.skipped))
+
+
+def _check_places(sources: Sequence[Path], out: Path) -> None:
+    if out.is_symlink() or out.exists():
+        raise InputError(f"{out} exists already", rule="output", seen="an existing file", wanted="a new name", fix="choose another name or remove it")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder", rule="output", seen="no folder", wanted="an existing folder", fix="make it first")
+    folder = out.parent.resolve()
+    for source in sources:
+        if source.is_dir() and folder.is_relative_to(source.resolve()):
+            raise InputError(f"{out} would lie inside {source}, which is to be sealed", rule="output", seen=str(folder),
+                             wanted="a place outside", fix="write the bundle elsewhere")  # fmt: skip
+
+
+def _lay_out(seen: Scan) -> tuple[list[Entry], int]:
+    cursor = 0
+    entries = []
+    for item in seen.found:
+        entry, cursor = with_offset(item.entry, cursor)
+        entries.append(entry)
+    return entries, cursor + len(END)
+
+
+def _with_digests(entries: Sequence[Entry], digests: Mapping[int, bytes]) -> Iterator[Entry]:
+    for number, entry in enumerate(entries):
+        yield replace(entry, digest=digests.get(number, _EMPTY)) if entry.kind is Kind.FILE else entry
+
+
+def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output: Output, progress: Progress | None) -> dict[int, bytes]:
+    reader = _TarReader(seen.found, stream.plain_size, progress)
+    hasher = _FileHasher(entries)
+
+    def encrypt(batch: Batch) -> None:
+        hasher.update(batch)
+        for index, plain, sealed in segments_of(batch, stream):
+            stream.seal_segment(index, plain, sealed)
+        if batch.first == 0:
+            batch.sealed[:STREAM_HEADER_BYTES] = stream.header
+
+    def digest(batch: Batch) -> None:
+        start, end = sealed_range(batch, stream)
+        output.hash(batch.sealed[: end - start])
+
+    def write(batch: Batch) -> None:
+        start, end = sealed_range(batch, stream)
+        output.write_hashed(batch.sealed[: end - start])
+
+    try:
+        run(stream, [reader.fill, encrypt, digest, write])
+    finally:
+        reader.close()
+    return hasher.digests
+
+
+def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: SigningKey, output: Output, fixed: Fixed | None) -> None:
+    size = _plain_index_size(header)
+    stream = Stream(key, fixed.index_header, header.index_aad, size) if fixed else Stream.fresh(key, header.index_aad, size)
+    writer = StreamWriter(stream, output.write)
+    for line in write_index(final, header, signer):
+        writer.write(line)
+
+
+def _plain_index_size(header: Header) -> int:
+    from sandbox.sealing.stream import plain_size
+
+    return plain_size(header.index_size)
+
+
+@dataclass
+class _FileHasher:
+    """BLAKE3 of every file, from the pieces of each batch in order."""
+
+    entries: Sequence[Entry]
+    digests: dict[int, bytes] = field(default_factory=dict)
+    _state: blake3 | None = None
+    _left: int = 0
+
+    def update(self, batch: Batch) -> None:
+        for number, start, end in batch.pieces:
+            view = batch.plain[start:end]
+            size = self.entries[number].size
+            if end - start == size:
+                self.digests[number] = blake3(view).digest()
+                continue
+            if self._state is None:
+                self._state, self._left = blake3(), size
+            self._state.update(view)
+            self._left -= end - start
+            if self._left == 0:
+                self.digests[number] = self._state.digest()
+                self._state = None
+
+
+class _TarReader:
+    """Fills batches with the tar of what was found, noticing any change."""
+
+    def __init__(self, found: Sequence[Found], total: int, progress: Progress | None) -> None:
+        self._found = found
+        self._total = total
+        self._progress = progress
+        self._next = 0
+        self._pending = memoryview(b"")
+        self._fd = -1
+        self._left = 0
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def fill(self, batch: Batch) -> None:
+        position = 0
+        while position < batch.plain_size:
+            room = batch.plain_size - position
+            if self._pending:
+                count = min(room, len(self._pending))
+                batch.plain[position : position + count] = self._pending[:count]
+                self._pending = self._pending[count:]
+            elif self._left:
+                count = os.readv(self._fd, [batch.plain[position : position + min(room, self._left)]])
+                if count == 0:
+                    raise changed(self._found[self._next - 1].place)
+                batch.pieces.append((self._next - 1, position, position + count))
+                self._left -= count
+                if self._left == 0:
+                    self._finish()
+            else:
+                count = 0
+                self._advance()
+            position += count
+        if self._progress is not None:
+            self._progress(batch.plain_start + batch.plain_size, self._total)
+
+    def _advance(self) -> None:
+        if self._next == len(self._found):
+            self._pending = memoryview(END)
+            return
+        item = self._found[self._next]
+        self._next += 1
+        self._pending = memoryview(tar_header(item.entry))
+        if item.entry.size:
+            try:
+                # Never through a symlink that was put there since, and never waiting for a pipe that was.
+                self._fd = os.open(item.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError as error:
+                raise changed(item.place) from error
+            self._check(item)
+            self._left = item.entry.size
+
+    def _finish(self) -> None:
+        item = self._found[self._next - 1]
+        self._check(item)
+        self.close()
+        self._pending = memoryview(bytes(padding(item.entry.size)))
+
+    def _check(self, item: Found) -> None:
+        if state_of(os.fstat(self._fd)) != item.seen:
+            raise changed(item.place)
