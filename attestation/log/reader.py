@@ -86,7 +86,7 @@ class LogReader:
 
     def entries(self, start: int, end: int, *, size: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Yield (index, bytes) of entries ``start`` up to ``end`` of the tree of ``size`` leaves (that of the checkpoint)."""
-        size = self._size() if size is None else size
+        size = self.size() if size is None else size
         end = min(end, size)
         for number in range(start // TILE_WIDTH, -(-end // TILE_WIDTH)):
             for index, leaf in enumerate(self.bundle(number, size), start=number * TILE_WIDTH):
@@ -124,7 +124,8 @@ class LogReader:
             entries.append(LoggedEntry(index, leaf, proof.text))
         return LogExtract(head.origin, checkpoint, tuple(entries))
 
-    def _size(self) -> int:
+    def size(self) -> int:
+        """Return how many entries the published checkpoint says there are; it is not proven yet."""
         return _head(self.checkpoint()).size
 
     def _node(self, height: int, index: int, size: int) -> bytes:
