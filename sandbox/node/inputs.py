@@ -14,7 +14,10 @@ from sandbox.sealing.hashing import bundle_digest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandbox.job import JobInput
     from sandbox.node.client import ControlClient
+    from sandbox.node.layout import LeaseFolder
+    from sandbox.sealing.keys import DataKey
 
 _TRIES = 2
 
@@ -89,3 +92,8 @@ def prune(cache: Path, limit: int, keep: set[str]) -> None:
         total += size
         if total > limit and path.name.partition(".")[0] not in names:
             path.unlink(missing_ok=True)
+
+
+def open_input(cache: Path, folder: LeaseFolder, number: int, item: JobInput, key: DataKey, *, budget: int) -> None:
+    """Open one input into scratch, read-only for the container. ``budget`` is the scratch's size in bytes."""
+    raise NotImplementedError

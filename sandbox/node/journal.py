@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from attestation.errors import FormatError
-from sandbox.lifecycle import LeaseState, Outcome
+from sandbox.lifecycle import ON_NODE, LeaseState, Outcome
 from sandbox.model import timestamp
 from sandbox.node.layout import LeaseFolder, fsync_folder, write_durably
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sandbox.wire import DocumentKind
 
 MAX_JOURNAL_BYTES = 4 * 2**20
+_BEFORE_WIPE = frozenset(state.value for state in ON_NODE - {LeaseState.WIPING})
+_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class Journal:
         facts: dict[str, Any] = {}
         for event in events:
             facts.update({key: value for key, value in event.items() if key not in ("at", "event", "state", "outcome", "exit_code")})
-            if event["event"] == "state" and event.get("state") in LeaseState and event["state"] != LeaseState.WIPING:
+            if event["event"] == "state" and event.get("state") in _BEFORE_WIPE:
                 state = LeaseState(event["state"])
-            if event.get("outcome") in list(Outcome):
+            if event.get("outcome") in _OUTCOMES:
                 outcome = Outcome(event["outcome"])
                 exit_code = event.get("exit_code")
         return Recalled(state, outcome, exit_code if isinstance(exit_code, int) else None, facts, torn)

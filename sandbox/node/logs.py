@@ -73,7 +73,9 @@ class LogStream:
                     self._seal(CHUNK_BYTES)
 
     def finish(self) -> None:
-        """Seal what is left and the final chunk. The sending goes on; see ``sent``."""
+        """Seal what is left and the final chunk; once is enough. The sending goes on; see ``sent``."""
+        if self._flusher_stop.is_set():
+            return
         self._flusher_stop.set()
         self._flusher.join()
         with self._lock:

@@ -25,6 +25,7 @@ HOSTNAME = "sealrig"
 SHADOW_BYTES = 64 * 2**20
 """Size of the tmpfs that stands where an image declares a VOLUME."""
 NOFILE = 65536
+"""The most open files of a process; less where the host itself has less."""
 STOP_SECONDS = 5
 MAX_SCRATCH_INODES = 4_000_000
 ScratchKind = Literal["tmpfs", "fscrypt"]
@@ -80,6 +81,7 @@ class HostFacts:
     apparmor: str
     devices: tuple[str, ...] = ()
     cdi: tuple[str, ...] = ()
+    nofile: int = NOFILE
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
         egress=tuple(egress),
         devices=host.devices,
         cdi=host.cdi,
+        nofile=min(NOFILE, host.nofile),
     )
 
 

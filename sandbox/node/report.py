@@ -34,6 +34,8 @@ class Reporter:
         self._queue: queue.Queue[Envelope | None] = queue.Queue()
         self.refused: SealrigError | None = None
         self.answer: LeaseInfo | None = None
+        self._idle = threading.Condition()
+        self._open = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"report-{lease[-8:]}", daemon=True)
         self._thread.start()
@@ -48,8 +50,16 @@ class Reporter:
             result=result, documents={kind: b64encode(data) for kind, data in (documents or {}).items()},
         )  # fmt: skip
         envelope = sign_envelope(canonical_json(report.model_dump(mode="json")), REPORT_PAYLOAD_TYPE, self._key)
+        with self._idle:
+            self._open += 1
         self._queue.put(envelope)
         return envelope
+
+    def settled(self) -> LeaseInfo | None:
+        """Wait until everything queued so far was answered; return the last answer, or None where it was no, or we were stopped."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._open == 0 or self._stop.is_set())
+        return None if self.refused is not None or self._stop.is_set() else self.answer
 
     def finish(self, seconds: float | None = None) -> bool:
         """Wait until everything queued was answered; say whether it was, and accepted."""
@@ -60,6 +70,8 @@ class Reporter:
     def stop(self) -> None:
         """Stop trying."""
         self._stop.set()
+        with self._idle:
+            self._idle.notify_all()
 
     def _run(self) -> None:
         while (envelope := self._queue.get()) is not None:
@@ -77,3 +89,6 @@ class Reporter:
                     self.refused = error
                     _log.warning("report refused", lease=self._lease, reason=error.message)
                     break
+            with self._idle:
+                self._open -= 1
+                self._idle.notify_all()

@@ -1,0 +1,167 @@
+"""The end of a lease, whatever came before: run record, wipe, certificate, last report. Also the way that a crash resumes.
+
+Nothing here can be skipped and nothing goes back. The wipe never waits for the control plane; only the last report does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from attestation.canonical import sha256_digest
+from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, DOCUMENT_KINDS, build_certificate
+from attestation.collect.runner import runner_digest
+from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
+from attestation.signing import sign_envelope
+from attestation.wipe import WIPE_PAYLOAD_TYPE
+from sandbox.lifecycle import LeaseState, Outcome, end_state
+from sandbox.node.journal import Journal
+from sandbox.node.limits import Verdict
+from sandbox.node.wipe import Remains, wipe
+
+if TYPE_CHECKING:
+    from attestation.wipe import WipeReport
+    from sandbox.node.context import Node
+    from sandbox.node.report import Reporter
+    from sandbox.node.story import Account
+    from sandbox.wire import LeaseInfo
+
+_log = structlog.get_logger("sealrig.node")
+LOG_SECONDS = 60.0
+"""How long the last report waits for the job's last sealed output to be taken."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """All that is needed to end a lease. ``last`` is the last state that the node had reached before."""
+
+    lease: str
+    last: LeaseState
+    verdict: Verdict
+    run: bytes | None
+    result: str | None
+    gpus: tuple[str, ...]
+
+
+def from_story(node: Node, lease: str, journal: Journal, account: Account, verdict: Verdict) -> Ending:
+    """Close the books of a story that this process told."""
+    if account.logs is not None:
+        account.logs.finish()
+    run = None
+    if account.plan is not None:
+        record = RunRecord(
+            lease=lease, node=node.id, container=account.container, image=account.plan.image_reference, plan_digest=account.plan.digest,
+            inspect_digest=account.inspect_digest, started_at=account.started_at, ended_at=datetime.now(UTC), exit_code=_exit_code(verdict.exit_code),
+            outcome=verdict.outcome.value, limit=verdict.limit, log_chunks=account.logs.chunks if account.logs else 0,
+            log_digest=account.logs.digest if account.logs else None, result=account.result.digest if account.result else None,
+            result_size=account.result.size if account.result else 0,
+        )  # fmt: skip
+        run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
+    return Ending(lease, journal.recall().state, verdict, run, account.result.digest if account.result else None, account.gpus)
+
+
+def from_journal(node: Node, lease: str, journal: Journal) -> Ending:
+    """Take up a lease that an earlier process left, however far it came. What was signed then is said again; nothing else is claimed."""
+    recalled = journal.recall()
+    documents = journal.documents()
+    outcome = recalled.outcome or Outcome.NODE_FAILURE
+    detail = str(recalled.facts.get("detail") or "the node stopped in mid-lease")
+    verdict = Verdict(outcome, recalled.exit_code, recalled.facts.get("limit"), detail)
+    run = documents.get("run")
+    if run is None and "plan" in documents:
+        verdict = Verdict(Outcome.NODE_FAILURE, recalled.exit_code, None, detail)
+        record = RunRecord(
+            lease=lease, node=node.id, container=recalled.facts.get("container"), image=_image(documents["plan"]), plan_digest=sha256_digest(documents["plan"]),
+            ended_at=datetime.now(UTC), exit_code=_exit_code(recalled.exit_code), outcome=Outcome.NODE_FAILURE.value,
+        )  # fmt: skip
+        run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
+    gpus = tuple(str(uuid) for uuid in recalled.facts.get("gpus") or ())
+    return Ending(lease, recalled.state, verdict, run, recalled.facts.get("result") if documents.get("run") else None, gpus)
+
+
+def finish(node: Node, ending: Ending, journal: Journal, reporter: Reporter, account: Account | None = None) -> bool:
+    """End the lease: journal, report, wipe, certificate, report. Returns whether the wipe was proven."""
+    verdict = ending.verdict
+    if ending.run is not None:
+        journal.keep("run", ending.run)
+    journal.write("state", state=LeaseState.WIPING, outcome=verdict.outcome, exit_code=verdict.exit_code, limit=verdict.limit, result=ending.result,
+                  detail=verdict.detail)  # fmt: skip
+    reporter.send(LeaseState.WIPING, detail=verdict.detail, outcome=verdict.outcome, exit_code=verdict.exit_code, result=ending.result,
+                  documents={"run": ending.run} if ending.run is not None else None)  # fmt: skip
+    report = wipe_now(node, ending.lease, journal, ending.gpus)
+    _certify(node, ending.lease, journal, report)
+    if account is not None and account.logs is not None and not account.logs.sent(LOG_SECONDS):
+        account.logs.give_up()
+        _log.warning("logs not sent", lease=ending.lease, reason=account.logs.failed or "no answer")
+    _report_end(node, ending, journal, reporter, report)
+    return report.proven
+
+
+def wipe_now(node: Node, lease: str, journal: Journal, gpus: tuple[str, ...]) -> WipeReport:
+    """Wipe; where a step is not proven the node is in quarantine before anything else happens."""
+    kind = journal.recall().facts.get("kind")
+    remains = Remains(lease=lease, node=node.id, folder=journal.folder, kind=kind if kind in ("tmpfs", "fscrypt") else None, gpus=gpus)
+    report = wipe(remains, node.engine, node.gpu_wiper)
+    if report.proven:
+        node.gpus.give_back(lease)
+    else:
+        failed = ", ".join(f"{step.step} ({step.seen})" for step in report.failed) or "a medium or GPU"
+        node.state.put_in_quarantine(lease, f"wipe not proven: {failed}")
+        _log.error("wipe not proven: quarantine", lease=lease, failed=failed)
+    return report
+
+
+def _certify(node: Node, lease: str, journal: Journal, report: WipeReport) -> None:
+    journal.keep("wipe", sign_envelope(report.to_payload(), WIPE_PAYLOAD_TYPE, node.key).to_bytes())
+    digests = {kind: sha256_digest(data) for kind, data in journal.documents().items() if kind in DOCUMENT_KINDS}
+    payload = build_certificate(lease=lease, node=node.id, documents=digests, wipe=report, tool_version=runner_digest()[1], at=datetime.now(UTC))
+    journal.keep("certificate", sign_envelope(payload, CERTIFICATE_PAYLOAD_TYPE, node.key).to_bytes())
+    journal.write("wiped", proven=report.proven)
+
+
+def _report_end(node: Node, ending: Ending, journal: Journal, reporter: Reporter, report: WipeReport) -> None:
+    """Send the last report in the state that follows from what the control plane itself has on record."""
+    info = reporter.settled()
+    if info is None:
+        _log.warning("end not reported yet", lease=ending.lease, reason=reporter.refused.message if reporter.refused else "stopped")
+        return
+    before, outcome = _on_record(info, ending)
+    final = end_state(before, outcome, proven=report.proven)
+    documents = journal.documents()
+    reporter.send(final, detail="" if report.proven else "the wipe was not proven", documents={"wipe": documents["wipe"], "certificate": documents["certificate"]})
+    if not reporter.finish():
+        _log.error("end refused", lease=ending.lease, reason=reporter.refused.message if reporter.refused else "stopped")
+        return
+    journal.write("reported", state=final)
+    if report.proven:
+        if reporter.answer is not None and reporter.answer.history and (index := reporter.answer.history[-1].log_index) is not None:
+            node.state.wiped(ending.gpus, index)
+        forget(journal)
+    else:
+        node.state.quarantine_told(ending.lease)
+
+
+def forget(journal: Journal) -> None:
+    """Remove what is left of a lease that was wiped with proof and reported."""
+    shutil.rmtree(journal.folder.root, ignore_errors=True)
+
+
+def _on_record(info: LeaseInfo, ending: Ending) -> tuple[LeaseState, Outcome]:
+    states = [step.state for step in info.history]
+    before = ending.last
+    if LeaseState.WIPING in states and states.index(LeaseState.WIPING) > 0:
+        before = states[states.index(LeaseState.WIPING) - 1]
+    return before, info.outcome or ending.verdict.outcome
+
+
+def _exit_code(code: int | None) -> int | None:
+    return code if code is not None and -255 <= code <= 255 else None
+
+
+def _image(plan: bytes) -> str:
+    return str(json.loads(plan)["plan"]["image_reference"])

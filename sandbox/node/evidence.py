@@ -1,0 +1,47 @@
+"""Make the evidence of one lease: what the node says of itself, bound to the agent's nonce, the plan and the lease key."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from attestation.collect import collect
+from attestation.collect.runner import runner_digest
+from attestation.evidence import DeviceCounts, Evidence, GpuFact
+from attestation.signing import b64encode
+
+if TYPE_CHECKING:
+    from attestation.signing import Envelope
+    from sandbox.node.context import Node
+    from sandbox.node.plan import LaunchPlan
+
+
+def make(
+    node: Node, plan: LaunchPlan, *, nonce: str, lease_public_key: bytes, job_digest: str, policy_digest: str, leased: tuple[str, ...]
+) -> Envelope:
+    """Return the signed evidence."""
+    digest, version = runner_digest()
+    inventory = node.gpus.inventory
+    gpus = tuple(
+        GpuFact(uuid=gpu.uuid, name=gpu.name, memory=gpu.memory, leased=gpu.uuid in leased, pci=gpu.pci, driver=gpu.driver, vbios=gpu.vbios)
+        for gpu in inventory.gpus
+    )
+    evidence = Evidence(
+        lease=plan.lease,
+        node=node.id,
+        node_key=node.key.public.text,
+        nonce=nonce,
+        lease_public_key=b64encode(lease_public_key),
+        job_digest=job_digest,
+        image=plan.image_reference,
+        policy_digest=policy_digest,
+        plan_digest=plan.digest,
+        runner_digest=digest,
+        runner_version=version,
+        posture=node.posture,
+        gpus=gpus,
+        device_counts=DeviceCounts(pci=inventory.on_bus, driver=len(inventory.gpus)),
+        previous_wipes=node.state.previous_wipes(leased),
+        made_at=datetime.now(UTC),
+    )
+    return collect(evidence, node.key)

@@ -1,0 +1,83 @@
+"""Put a node together from its data folder and this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from attestation.signing import SigningKey
+from policies.model import NodeFacts
+from sandbox.errors import UsageError
+from sandbox.node.client import ControlClient
+from sandbox.node.context import Node
+from sandbox.node.engine import Engine
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.pool import GpuPool
+from sandbox.node.gpu.wiper import VramWiper
+from sandbox.node.layout import NodeFolder
+from sandbox.node.posture import posture_facts
+from sandbox.node.scratch.choose import available_kinds, available_memory
+from sandbox.node.seccomp import shipped_profile
+from sandbox.node.settings import NodeSettings, load_node_settings, load_token
+from sandbox.node.state import NodeState
+from sandbox.node.supervisor import Supervisor
+from sandbox.wire import Capacity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APPARMOR_PROFILE = "docker-default"
+_MEMORY_SHARE = 0.9
+_DISK_SHARE = 0.8
+
+
+def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
+    """Read the folder, ask engine and GPUs. Raises ``UsageError`` or ``EngineError`` with what to do."""
+    folder = NodeFolder(root.absolute())
+    settings = load_node_settings(folder)
+    if os.geteuid() != 0:
+        raise UsageError("a node needs root", rule="root", seen=f"uid {os.geteuid()}", wanted="uid 0: scratch is mounted and containers are ended",
+                         fix="run it as root (sudo)")  # fmt: skip
+    for path, mode in ((folder.leases, 0o711), (folder.cache, 0o700)):
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+    engine = Engine(settings.docker_url)
+    facts = engine.facts()
+    found = inventory()
+    isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
+    posture = posture_facts()
+    kinds = available_kinds()
+    node = Node(
+        id=settings.id,
+        folder=folder,
+        key=SigningKey.load(folder.key),
+        client=ControlClient(settings.server, load_token(folder, settings), settings.id),
+        engine=engine,
+        state=NodeState(folder),
+        gpus=GpuPool(found, cdi=facts.cdi),
+        gpu_wiper=VramWiper(),
+        facts=NodeFacts(
+            node=settings.id, level=0, posture={fact.id: fact.result for fact in posture}, isolation=isolation, scratch=kinds,
+            gpus=tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in found.gpus),
+            engine={"version": facts.version, "api": facts.api_version, "cgroup": facts.cgroup_version},
+        ),
+        posture=posture,
+        seccomp=shipped_profile(),
+        apparmor=APPARMOR_PROFILE if facts.apparmor else "",
+    )  # fmt: skip
+    capacity = Capacity(
+        slots=settings.slots,
+        cpus=settings.cpus or float(os.cpu_count() or 1),
+        memory=settings.memory if settings.memory is not None else int(available_memory() * _MEMORY_SHARE),
+        scratch=settings.scratch if settings.scratch is not None else int(shutil.disk_usage(folder.root).free * _DISK_SHARE),
+        gpus=tuple(gpu.uuid for gpu in found.gpus),
+        isolation=isolation,
+    )
+    return node, settings, capacity
+
+
+def make_supervisor(root: Path) -> tuple[Supervisor, NodeFolder]:
+    """Return a node that is ready to run."""
+    node, settings, capacity = make_node(root)
+    return Supervisor(node, capacity, cache_bytes=settings.cache), node.folder

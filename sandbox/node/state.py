@@ -1,0 +1,85 @@
+"""What a node remembers beyond one lease: whether it is in quarantine, and where its last proven wipes stand in the audit log."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sandbox.node.layout import NodeFolder, write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WHOLE_NODE = "node"
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Why the node takes no lease. ``told`` says that the control plane has taken the failure certificate."""
+
+    lease: str
+    reason: str
+    told: bool
+
+
+class NodeState:
+    """Durable, small, and safe for use by several threads. A damaged file means quarantine: unknown is never clean."""
+
+    def __init__(self, folder: NodeFolder) -> None:
+        """Read the state; a new node has none."""
+        self._path = folder.state
+        self._lock = threading.Lock()
+        self._quarantine: dict[str, Quarantine] = {}
+        self._wipes: dict[str, int] = {}
+        try:
+            self._load(json.loads(self._path.read_bytes()))
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._quarantine = {"unknown": Quarantine("unknown", "the node's state file is damaged", told=True)}
+
+    def _load(self, tree: dict[str, Any]) -> None:
+        self._quarantine = {lease: Quarantine(lease, str(row["reason"]), bool(row["told"])) for lease, row in tree["quarantine"].items()}
+        self._wipes = {str(target): int(index) for target, index in tree["wipes"].items()}
+
+    @property
+    def quarantine(self) -> tuple[Quarantine, ...]:
+        """Why the node is in quarantine; empty when it is not."""
+        with self._lock:
+            return tuple(self._quarantine.values())
+
+    def put_in_quarantine(self, lease: str, reason: str) -> None:
+        """Take no further lease, durably, before anybody is told."""
+        with self._lock:
+            self._quarantine[lease] = Quarantine(lease, reason[:500], told=False)
+            self._save()
+
+    def quarantine_told(self, lease: str) -> None:
+        """The control plane has the failure certificate: from now on its word lifts the quarantine."""
+        with self._lock:
+            if lease in self._quarantine:
+                self._quarantine[lease] = Quarantine(lease, self._quarantine[lease].reason, told=True)
+                self._save()
+
+    def restore(self) -> None:
+        """The operator lifted the quarantine."""
+        with self._lock:
+            self._quarantine = {}
+            self._save()
+
+    def previous_wipes(self, gpus: Iterable[str] = ()) -> dict[str, int | None]:
+        """Return the log index of the last proven wipe of the node and of each GPU; None where there was none."""
+        with self._lock:
+            return {target: self._wipes.get(target) for target in (WHOLE_NODE, *gpus)}
+
+    def wiped(self, targets: Iterable[str], index: int) -> None:
+        """Remember a proven wipe that stands in the log at ``index``."""
+        with self._lock:
+            self._wipes.update(dict.fromkeys((WHOLE_NODE, *targets), index))
+            self._save()
+
+    def _save(self) -> None:
+        tree = {"quarantine": {lease: {"reason": row.reason, "told": row.told} for lease, row in self._quarantine.items()}, "wipes": self._wipes}
+        write_durably(self._path, json.dumps(tree, sort_keys=True).encode())

@@ -1,0 +1,219 @@
+"""The running node: recover what an earlier process left, register, poll, and give each lease a thread."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from attestation.collect.runner import runner_digest
+from sandbox.errors import SealrigError, ServerError, StateError
+from sandbox.node import ending, story
+from sandbox.node.inbox import Inbox
+from sandbox.node.inputs import prune
+from sandbox.node.journal import Journal
+from sandbox.node.report import Reporter
+from sandbox.wire import Capacity, NodeRegistration, PollRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sandbox.node.context import Node
+    from sandbox.node.layout import NodeFolder
+    from sandbox.wire import Assignment, PollAnswer
+
+_log = structlog.get_logger("sealrig.node")
+POLL_SECONDS = 20.0
+RETRY_SECONDS = 2.0
+STOP_SECONDS = 30.0
+REPORTED = "reported"
+
+
+class Supervisor:
+    """One running node. ``run`` blocks until ``stop``."""
+
+    def __init__(self, node: Node, capacity: Capacity, *, cache_bytes: int, poll_seconds: float = POLL_SECONDS) -> None:
+        """``cache_bytes`` bounds the ciphertext that is kept between leases."""
+        self._node = node
+        self._capacity = capacity
+        self._cache_bytes = cache_bytes
+        self._poll_seconds = poll_seconds
+        self._lock = threading.Lock()
+        self._threads: dict[str, threading.Thread] = {}
+        self._inboxes: dict[str, Inbox] = {}
+        self._reporters: dict[str, Reporter] = {}
+        self._broken: set[str] = set()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Recover, register, and work until ``stop`` is called; then end every lease with a wipe."""
+        self._recover()
+        self._register()
+        while not self._stopping.is_set():
+            try:
+                answer = self._node.client.poll(
+                    PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds)
+                )
+                self._take(answer)
+            except ServerError as error:
+                # Loss of contact ends nothing: every lease goes on in its own thread.
+                _log.warning("no contact", reason=error.message)
+                self._stopping.wait(RETRY_SECONDS)
+            except SealrigError as error:
+                _log.error("poll refused", reason=error.message)
+                self._stopping.wait(RETRY_SECONDS)
+        self._end_all()
+
+    def stop(self) -> None:
+        """Ask ``run`` to end every lease and return."""
+        self._stopping.set()
+        with self._lock:
+            for inbox in self._inboxes.values():
+                inbox.stop()
+
+    def _accepting(self) -> bool:
+        return not self._stopping.is_set() and not self._node.state.quarantine and len(self._held()) < self._capacity.slots
+
+    def _held(self) -> list[str]:
+        with self._lock:
+            return sorted(self._threads)
+
+    def _register(self) -> None:
+        registration = NodeRegistration(
+            public_key=self._node.key.public.text, version=runner_digest()[1], capacity=self._capacity, inventory=self._node.gpus.inventory.summary()
+        )
+        while not self._stopping.is_set():
+            try:
+                self._node.client.register(registration)
+            except ServerError as error:
+                _log.warning("not registered yet", reason=error.message)
+                self._stopping.wait(RETRY_SECONDS)
+            else:
+                return
+
+    def _take(self, answer: PollAnswer) -> None:
+        seen = {assignment.lease: assignment for assignment in answer.assignments}
+        with self._lock:
+            known = dict(self._inboxes)
+        for lease, inbox in known.items():
+            if lease in seen:
+                inbox.update(seen[lease])
+            else:
+                inbox.vanish()
+        for lease, assignment in seen.items():
+            if lease not in self._held() and lease not in self._broken:
+                self._begin(assignment)
+        told = self._node.state.quarantine
+        if told and answer.node_state == "ready" and all(row.told for row in told):
+            self._restore()
+
+    def _begin(self, assignment: Assignment) -> None:
+        """Start a lease that was just placed here; one that is further on was left by an earlier process and goes to the wipe."""
+        lease = assignment.lease
+        folder = self._node.folder.lease(lease)
+        if assignment.state != "placed" or folder.root.exists():
+            self._start(lease, self._recover_one, Journal.create(folder))
+            return
+        if not self._accepting():
+            return  # the control plane asks again with the next poll
+        inbox = Inbox(assignment)
+        with self._lock:
+            self._inboxes[lease] = inbox
+        self._start(lease, self._tell, Journal.create(folder))
+
+    def _start(self, lease: str, target: Callable[[str, Journal], None], journal: Journal) -> None:
+        thread = threading.Thread(target=self._guard, args=(target, lease, journal), name=f"lease-{lease[-8:]}", daemon=True)
+        with self._lock:
+            self._threads[lease] = thread
+            self._reporters[lease] = Reporter(self._node.client, self._node.key, lease)
+        thread.start()
+
+    def _guard(self, target: Callable[[str, Journal], None], lease: str, journal: Journal) -> None:
+        try:
+            target(lease, journal)
+        except Exception:
+            # A lease that breaks in a way nobody foresaw: its folder stays, and the next start of the node takes it up again.
+            _log.exception("lease thread failed", lease=lease)
+            self._broken.add(lease)
+            self._node.state.put_in_quarantine(lease, "the lease's thread failed; restart the node to wipe again")
+        finally:
+            self._reporters[lease].stop()
+            with self._lock:
+                self._threads.pop(lease, None)
+                self._inboxes.pop(lease, None)
+                self._reporters.pop(lease, None)
+            self._node.engine.close()
+            prune(self._node.folder.cache, self._cache_bytes, set())
+
+    def _tell(self, lease: str, journal: Journal) -> None:
+        told = story.Story(self._node, lease, self._inboxes[lease], journal, self._reporters[lease])
+        verdict = story.tell(told)
+        end = ending.from_story(self._node, lease, journal, told.account, verdict)
+        ending.finish(self._node, end, journal, told.reporter, told.account)
+
+    def _recover(self) -> None:
+        """Send every lease that an earlier process left into the wipe: by its folder, or by a container's label alone."""
+        leases = set(self._node.folder.held()) | {item.lease for item in self._node.engine.containers(node=self._node.id)}
+        for lease in sorted(leases):
+            journal = Journal.create(self._node.folder.lease(lease))
+            if any(event["event"] == REPORTED for event in journal.events()):
+                self._rewipe(lease, journal)
+            else:
+                _log.info("taking up a lease of an earlier run", lease=lease)
+                self._start(lease, self._recover_one, journal)
+
+    def _recover_one(self, lease: str, journal: Journal) -> None:
+        ending.finish(self._node, ending.from_journal(self._node, lease, journal), journal, self._reporters[lease])
+
+    def _rewipe(self, lease: str, journal: Journal) -> bool:
+        """Try once more to wipe a lease that ended without proof. The quarantine stays until the operator lifts it."""
+        end = ending.from_journal(self._node, lease, journal)
+        if ending.wipe_now(self._node, lease, journal, end.gpus).proven:
+            ending.forget(journal)
+            return True
+        self._node.state.quarantine_told(lease)
+        return False
+
+    def _restore(self) -> None:
+        """The operator lifted the quarantine: what was left must be gone now, or the node stays in it."""
+        left = [lease for lease in self._node.folder.held() if lease not in self._held()]
+        if all([self._rewipe(lease, Journal.create(self._node.folder.lease(lease))) for lease in left]):
+            self._node.state.restore()
+            _log.info("restored")
+        else:
+            _log.error("restored by the operator, but a wipe is still not proven")
+            self._stopping.wait(RETRY_SECONDS)
+
+    def _end_all(self) -> None:
+        self.stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        with self._lock:
+            threads = list(self._threads.values())
+        for thread in threads:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        with self._lock:
+            for reporter in self._reporters.values():
+                reporter.stop()  # wiped, but not reported: the next start says it
+            threads = list(self._threads.values())
+        for thread in threads:
+            thread.join(1.0)
+
+
+@contextmanager
+def only_one(folder: NodeFolder) -> Iterator[None]:
+    """Hold the node's data folder. Raises ``StateError`` when another process has it."""
+    fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError("this node runs already", rule="node-lock", seen=str(folder.lock), wanted="one process a data folder",
+                             fix="stop the other process") from error  # fmt: skip
+        yield
+    finally:
+        os.close(fd)
