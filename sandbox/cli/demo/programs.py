@@ -62,18 +62,23 @@ class Programs:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, Path] = {}
 
-    def start(self, name: str, person: Person, words: list[str], log: Path) -> None:
-        """Start ``sealrig WORDS`` in a session of its own, its output going to ``log``."""
-        with self._interrupts.held(), log.open("wb") as out:
-            self._running[name] = subprocess.Popen(
-                [*_SEALRIG, *words],
-                env=person.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._logs[name] = log
+    def start(self, name: str, person: Person, words: list[str], log: Path | None) -> None:
+        """Start ``sealrig WORDS`` in a session of its own, its output going to ``log``, or to our own stderr."""
+        with self._interrupts.held():
+            out = os.dup(sys.stderr.fileno()) if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                self._running[name] = subprocess.Popen(
+                    [*_SEALRIG, *words],
+                    env=person.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(out)
+            if log is not None:
+                self._logs[name] = log
 
     def command(self, person: Person, words: list[str]) -> Any:  # noqa: ANN401  (each command has its own document)
         """Run ``sealrig WORDS --json`` and return its document. Raises ``CommandError`` with the command's own words."""
@@ -117,7 +122,7 @@ class Programs:
             rule="demo-start",
             seen=self._tail(name),
             wanted="200 from /readyz",
-            fix=f"look at {self._logs[name]}",
+            fix=self._where(name),
         )
 
     def check(self, name: str) -> None:
@@ -129,7 +134,7 @@ class Programs:
                 rule="demo-program",
                 seen=self._tail(name),
                 wanted="a running program",
-                fix=f"look at {self._logs[name]}",
+                fix=self._where(name),
             )
 
     def wait(self, name: str, seconds: float) -> int | None:
@@ -157,7 +162,12 @@ class Programs:
             self.stop(name)
 
     def _tail(self, name: str) -> str:
-        return self._logs[name].read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip()
+        log = self._logs.get(name)
+        return log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip() if log else "see above"
+
+    def _where(self, name: str) -> str:
+        log = self._logs.get(name)
+        return f"look at {log}" if log else "see what it said above"
 
 
 def free_port() -> int:
