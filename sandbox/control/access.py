@@ -1,0 +1,125 @@
+"""Tokens and who holds them. A token is 256 random bits; only its SHA-256 is kept, which needs no salt or slowness at that entropy."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import cast
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from sandbox.control.core import Control
+from sandbox.control.database.models import PolicyRow, TenantRow, TokenRow
+from sandbox.errors import AuthenticationError, NotFoundError
+from sandbox.model import new_id
+from sandbox.wire import Role, TokenInfo, TokenIssued, TokenRequest
+
+PREFIX = "sealrig_"
+MAX_TOKEN_CHARS = 128
+SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, proven by a token. ``tenant_ref`` is the tenant's name in the public log."""
+
+    token: str
+    role: Role
+    tenant: str
+    tenant_ref: str
+    node: str | None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether this role reads what belongs to every tenant."""
+        return self.role in {"operator", "auditor"}
+
+
+def authenticate(control: Control, secret: str) -> Caller:
+    """Return who ``secret`` belongs to. Raises ``AuthenticationError``, the same for unknown, revoked and expired."""
+    if not secret.startswith(PREFIX) or len(secret) > MAX_TOKEN_CHARS:
+        raise _no_token()
+    with control.database.read() as session:
+        found = session.execute(
+            select(TokenRow, TenantRow.ref).join(TenantRow, TenantRow.name == TokenRow.tenant).where(TokenRow.hash == _hash(secret))
+        ).first()
+    if found is None:
+        raise _no_token()
+    row, ref = found.tuple()
+    if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= control.now()):
+        raise _no_token()
+    return Caller(row.id, cast("Role", row.role), row.tenant, ref, row.node)
+
+
+def issue_token(control: Control, request: TokenRequest, *, actor: str) -> TokenIssued:
+    """Make a token, and its tenant where that is new. The secret is in the answer and nowhere else."""
+    secret = PREFIX + secrets.token_urlsafe(32)
+    at = control.now()
+    expires = at + timedelta(seconds=request.ttl_seconds) if request.ttl_seconds else None
+    row = TokenRow(id=new_id("token"), hash=_hash(secret), role=request.role, tenant=request.tenant, node=None, created_at=at, expires_at=expires, revoked_at=None)
+    with control.database.write() as session:
+        tenant = ensure_tenant(control, session, request.tenant, actor=actor)
+        session.add(row)
+        control.journal.record(session, "token.issued", actor=actor, tenant_ref=tenant.ref, resource=row.id, at=at, outcome=row.role)
+    control.acknowledge()
+    return TokenIssued(**token_info(row).model_dump(), token=secret)
+
+
+def list_tokens(control: Control) -> list[TokenInfo]:
+    """Return all tokens, oldest first, without their secrets."""
+    with control.database.read() as session:
+        return [token_info(row) for row in session.scalars(select(TokenRow).order_by(TokenRow.created_at, TokenRow.id))]
+
+
+def revoke_token(control: Control, token: str, *, actor: str) -> TokenInfo:
+    """End a token at once. Revoking twice is the same as once. Raises ``NotFoundError``."""
+    with control.database.write() as session:
+        row = session.get(TokenRow, token, with_for_update=True)
+        if row is None:
+            raise NotFoundError("no such token", rule="token", seen=token[:80], wanted="a token of this server", fix="see 'sealrig token list'")
+        if row.revoked_at is None:
+            row.revoked_at = control.now()
+            ref = session.scalars(select(TenantRow.ref).where(TenantRow.name == row.tenant)).one()
+            control.journal.record(session, "token.revoked", actor=actor, tenant_ref=ref, resource=row.id, at=row.revoked_at)
+    control.acknowledge()
+    return token_info(row)
+
+
+def ensure_tenant(control: Control, session: Session, name: str, *, actor: str) -> TenantRow:
+    """Return the tenant, made with the server's default policy where it is new."""
+    row = session.get(TenantRow, name)
+    if row is not None:
+        return row
+    policy, at = control.settings.policy, control.now()
+    ensure_policy(session, policy.digest, policy.name, policy.raw, at)
+    row = TenantRow(
+        name=name, ref=f"tenant-{secrets.token_hex(16)}", policy=policy.digest, policy_pinned=False,
+        quota=control.settings.limits.tenant_quota_bytes, created_at=at,
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return row
+
+
+def ensure_policy(session: Session, digest: str, name: str, raw: bytes, at: datetime) -> None:
+    """Keep a policy's exact bytes."""
+    if session.get(PolicyRow, digest) is None:
+        session.add(PolicyRow(digest=digest, name=name, raw=raw, created_at=at))
+        session.flush()
+
+
+def token_info(row: TokenRow) -> TokenInfo:
+    """Return a token as it may be shown."""
+    return TokenInfo(id=row.id, role=cast("Role", row.role), tenant=row.tenant, created_at=row.created_at, expires_at=row.expires_at, revoked_at=row.revoked_at)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _no_token() -> AuthenticationError:
+    return AuthenticationError("this needs a valid token", rule="token", seen="none, or one that is unknown, revoked or expired",
+                               wanted="a valid token", fix="ask the operator for a new one ('sealrig token new')")  # fmt: skip

@@ -1,0 +1,56 @@
+"""Bundles that are on the server."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from sandbox.control import bundles
+from sandbox.control.api.auth import ControlDep, Customer, Person, Reader
+from sandbox.model import BundleDigest
+from sandbox.wire import MAX_PAGE, BundleInfo
+
+router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
+
+
+@router.get("")
+def list_bundles(
+    control: ControlDep, caller: Person, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE, after: Annotated[BundleDigest | None, Query()] = None
+) -> list[BundleInfo]:
+    """List bundles by digest; ``after`` is the last digest of the page before."""
+    return bundles.list_bundles(control, caller, limit, after)
+
+
+@router.get("/{digest}")
+def show_bundle(digest: BundleDigest, control: ControlDep, caller: Person) -> BundleInfo:
+    """Show one bundle."""
+    return bundles.show_bundle(control, caller, digest)
+
+
+@router.get("/{digest}/content", response_class=StreamingResponse)
+def content(digest: BundleDigest, request: Request, control: ControlDep, caller: Reader) -> Response:
+    """Send a bundle's ciphertext, or one range of it (RFC 9110 section 14)."""
+    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+    if wanted is None:
+        whole = bundles.open_content(control, caller, digest, 0, None)
+        return StreamingResponse(whole.pieces, 200, _headers(digest, whole), "application/octet-stream")
+    start, last = int(wanted[1]), wanted[2]
+    part = bundles.open_content(control, caller, digest, start, int(last) + 1 if last else None)
+    if part.start >= part.end:
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{part.size}"})
+    headers = {**_headers(digest, part), "Content-Range": f"bytes {part.start}-{part.end - 1}/{part.size}"}
+    return StreamingResponse(part.pieces, 206, headers, "application/octet-stream")
+
+
+@router.delete("/{digest}", status_code=204)
+def delete_bundle(digest: BundleDigest, control: ControlDep, caller: Customer) -> None:
+    """Give up a bundle."""
+    bundles.delete_bundle(control, caller, digest)
+
+
+def _headers(digest: str, part: bundles.Content) -> dict[str, str]:
+    return {"Content-Length": str(part.end - part.start), "Accept-Ranges": "bytes", "ETag": f'"{digest}"'}

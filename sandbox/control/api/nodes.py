@@ -1,0 +1,93 @@
+"""Nodes: for themselves (their own token) and for those who look after them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
+
+from sandbox.control import logs, nodes, reports, views
+from sandbox.control.api.auth import AnyCaller, ControlDep, NodeCaller, Operator, Person
+from sandbox.control.api.leases import envelope
+from sandbox.errors import LimitError
+from sandbox.model import LeaseId, NodeId
+from sandbox.wire import (
+    MAX_BODY_BYTES,
+    MAX_LOG_CHUNK_BYTES,
+    LeaseInfo,
+    NodeInfo,
+    NodeRegistration,
+    PollAnswer,
+    PollRequest,
+    ReportSubmission,
+)
+
+router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
+
+
+@router.get("")
+def list_nodes(control: ControlDep, caller: Person) -> list[NodeInfo]:
+    """List nodes; of their leases only those that the caller may see."""
+    return nodes.list_nodes(control, caller)
+
+
+@router.get("/{node}")
+def show_node(node: NodeId, control: ControlDep, caller: AnyCaller) -> NodeInfo:
+    """Show one node."""
+    return nodes.show_node(control, caller, node)
+
+
+@router.put("/{node}")
+def register(node: NodeId, request: NodeRegistration, control: ControlDep, caller: NodeCaller) -> NodeInfo:
+    """Register a node, or say anew what it can give. Its token is bound to it."""
+    nodes.register(control, caller, node, request)
+    return nodes.show_node(control, replace(caller, node=node), node)
+
+
+@router.post("/{node}/quarantine")
+def quarantine(node: NodeId, control: ControlDep, caller: Operator) -> NodeInfo:
+    """Give a node no further lease."""
+    nodes.quarantine(control, caller, node)
+    return nodes.show_node(control, caller, node)
+
+
+@router.post("/{node}/restore")
+def restore(node: NodeId, control: ControlDep, caller: Operator) -> NodeInfo:
+    """Lift a node's quarantine."""
+    nodes.restore(control, caller, node)
+    return nodes.show_node(control, caller, node)
+
+
+@router.post("/{node}/poll")
+async def poll(node: NodeId, request: PollRequest, control: ControlDep, caller: NodeCaller) -> PollAnswer:
+    """Take work. With ``wait``, the answer comes when something is other than when the node last asked."""
+    first = await run_in_threadpool(nodes.take_work, control, caller, node, request)
+    if request.wait == 0 or {each.lease for each in first.assignments} != set(request.held):
+        return first
+
+    async def news() -> PollAnswer | None:
+        answer = await run_in_threadpool(nodes.take_work, control, caller, node, request)
+        return answer if answer != first else None
+
+    return await control.bell.wait_for(("queue", f"node:{node}"), news, request.wait) or first
+
+
+@router.post("/{node}/leases/{lease}/report")
+def report(node: NodeId, lease: LeaseId, request: ReportSubmission, control: ControlDep, caller: NodeCaller) -> LeaseInfo:
+    """Take a signed report; the same one twice is one."""
+    reports.take_report(control, caller, node, lease, envelope(request.report, MAX_BODY_BYTES))
+    return views.show_lease(control, caller, lease)
+
+
+@router.put("/{node}/leases/{lease}/logs/{seq}", status_code=204)
+async def put_log(node: NodeId, lease: LeaseId, seq: Annotated[int, Path(ge=0, le=2**31)], request: Request, control: ControlDep, caller: NodeCaller) -> None:
+    """Take one sealed log chunk, raw; the same one twice is one."""
+    data = b""
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_LOG_CHUNK_BYTES:
+            raise LimitError("a log chunk is too large", rule="log-chunk", seen=f"over {MAX_LOG_CHUNK_BYTES} bytes", wanted=f"at most {MAX_LOG_CHUNK_BYTES} bytes",
+                             fix="send smaller chunks")  # fmt: skip
+    await run_in_threadpool(logs.take_chunk, control, caller, node, lease, seq, data)

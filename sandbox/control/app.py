@@ -1,0 +1,42 @@
+"""The control plane as one ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+
+from sandbox.control.api import audit, bundles, health, leases, nodes, people, policies, problems, uploads
+from sandbox.control.api.bounds import BoundedBodies, Counted
+from sandbox.control.core import Control
+
+
+def create_app(control: Control) -> FastAPI:
+    """Return the application over an open control plane."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        control.bell.attach(asyncio.get_running_loop())
+        yield
+        control.bell.close()
+
+    app = FastAPI(title="Sealrig", version=own_version(), lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.control = control
+    app.state.uploads_busy = set()
+    for topic in (health, people, policies, uploads, bundles, leases, nodes, audit):
+        app.include_router(topic.router)
+    problems.install(app)
+    app.add_middleware(BoundedBodies)
+    app.add_middleware(Counted, metrics=control.metrics)
+    return app
+
+
+def own_version() -> str:
+    """Return this distribution's version."""
+    try:
+        return version("sealrig")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,97 @@
+"""What every request works with: settings, database, store, log, journal and bell, opened once and closed once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from attestation.log.note import NoteVerifier
+from attestation.log.writer import LogWriter
+from attestation.signing import SigningKey
+from sandbox.control.bell import Bell
+from sandbox.control.database.engine import Database
+from sandbox.control.journal import Journal
+from sandbox.control.metrics import Metrics
+from sandbox.control.settings import ControlSettings
+from sandbox.control.store import BundleStore
+from sandbox.control.store.url import open_store
+from sandbox.errors import UsageError
+
+Clock = Callable[[], datetime]
+logger = structlog.get_logger("sealrig.control")
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control plane's working parts."""
+
+    settings: ControlSettings
+    database: Database
+    store: BundleStore
+    journal: Journal
+    bell: Bell
+    metrics: Metrics
+    vkey: str
+    now: Clock
+
+    def acknowledge(self, *topics: str) -> None:
+        """Return once all committed changes are in the audit log, then wake those who wait for ``topics``."""
+        self.journal.settle()
+        self.bell.ring(*topics)
+
+
+def utc_now() -> datetime:
+    """Return the time with its zone."""
+    return datetime.now(UTC)
+
+
+@contextlib.contextmanager
+def open_control(settings: ControlSettings, *, now: Clock = utc_now) -> Iterator[Control]:
+    """Open the data folder for one process, bring database and log to the present, and pump what a crash left.
+
+    Raises ``UsageError`` when another process serves the same folder or the database is from a newer version.
+    """
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.uploads_folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_one(settings))
+        database = Database(settings.database_url)
+        stack.callback(database.close)
+        database.migrate()
+        store = open_store(settings)
+        key = _log_key(settings)
+        origin = settings.log_origin or f"sealrig.local/{key.public.key_id}"
+        log = stack.enter_context(LogWriter.open(settings.data, origin=origin, key=key))
+        journal = Journal(database, log)
+        journal.settle()
+        yield Control(settings, database, store, journal, Bell(), Metrics(), NoteVerifier(origin, key.public).text, now)
+
+
+def _log_key(settings: ControlSettings) -> SigningKey:
+    path = settings.data / "log.key"
+    if not path.exists():
+        if (settings.data / "log-state").exists():
+            raise UsageError("the audit log's key is missing", rule="log-key", seen=f"no {path}", wanted="the key that signed this log",
+                             fix="restore log.key from a backup; another key would be another log")  # fmt: skip
+        SigningKey.generate().save(path)
+    return SigningKey.load(path)
+
+
+@contextlib.contextmanager
+def _only_one(settings: ControlSettings) -> Iterator[None]:
+    fd = os.open(settings.data / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError("another control plane serves this data folder", rule="data-folder", seen=f"{settings.data} is locked",
+                             wanted="one server a folder", fix="stop the other one, or give this one its own --data") from error  # fmt: skip
+        yield
+    finally:
+        os.close(fd)

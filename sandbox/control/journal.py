@@ -1,0 +1,71 @@
+"""From a state change to the audit log: an outbox row in the same transaction, then the log, and only then the acknowledgement.
+
+``record`` writes the finished leaf next to the change that it tells of, so that both commit or neither. ``settle`` appends every
+row that has no index yet, in order, and is called before any answer that acknowledges a change. A crash between the two
+leaves rows that the next ``settle``, at the latest the one at start, appends; appending is idempotent by the leaf's id.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from attestation.log.leaf import DocumentRef, Leaf
+from sandbox.control.database.engine import Database
+from sandbox.control.database.models import EventRow
+
+BATCH = 512
+
+
+class Log(Protocol):
+    """The log as the journal needs it: ``append`` returns indexes once the leaves are durable and their checkpoint is published."""
+
+    def append(self, leaves: Sequence[bytes]) -> list[int]:
+        """Append, idempotently by leaf id."""
+        ...
+
+
+class Journal:
+    """Records events and brings them into the log. Thread-safe."""
+
+    def __init__(self, database: Database, log: Log) -> None:
+        self._database, self._log = database, log
+        self._pump = threading.Lock()
+
+    def record(
+        self, session: Session, kind: str, *, actor: str, tenant_ref: str | None, resource: str, at: datetime, outcome: str = "done",
+        evidence: DocumentRef | None = None,
+    ) -> int:  # fmt: skip
+        """Add an event to the running transaction; return its row id. ``kind`` is such as ``lease.running``."""
+        leaf = Leaf(
+            type=kind, occurred_at=at, recorded_at=at, actor_ref=actor, resource_ref=resource, action=kind.partition(".")[2] or kind,
+            outcome=outcome, tenant_ref=tenant_ref, evidence=evidence,
+        )  # fmt: skip
+        row = EventRow(
+            leaf_id=leaf.id, type=kind, actor=actor, tenant_ref=tenant_ref or "", resource=resource, occurred_at=at, leaf=leaf.to_bytes(), log_index=None
+        )
+        session.add(row)
+        session.flush()
+        return row.id
+
+    def settle(self) -> None:
+        """Return once every committed event is in the log. Raises ``LogError`` when the log refuses; the rows stay for later.
+
+        One thread appends for all who wait: whoever gets the lock next finds its rows done. Rows go in order of their ids.
+        """
+        with self._pump:
+            while rows := self._pending():
+                indexes = self._log.append([leaf for _, leaf in rows])
+                with self._database.write() as session:
+                    for (row_id, _), index in zip(rows, indexes, strict=True):
+                        session.execute(update(EventRow).where(EventRow.id == row_id).values(log_index=index))
+
+    def _pending(self) -> list[tuple[int, bytes]]:
+        with self._database.read() as session:
+            found = session.execute(select(EventRow.id, EventRow.leaf).where(EventRow.log_index.is_(None)).order_by(EventRow.id).limit(BATCH))
+            return [(row.id, row.leaf) for row in found]
