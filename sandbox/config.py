@@ -10,6 +10,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from policies.errors import PolicyError
 from policies.strictyaml import load_yaml, nearest
 from sandbox.errors import UsageError
@@ -53,6 +55,23 @@ def load_settings() -> Settings:
         key=Path(key).expanduser() if key else None,
         trust=Path(trust).expanduser() if trust else None,
     )
+
+
+def save_settings(**values: str) -> None:
+    """Put ``server``, ``token``, ``key`` or ``trust`` into the configuration file, whole and with mode 0600; the rest stays.
+
+    Raises ``UsageError`` where the file that is there cannot be read.
+    """
+    path = config_path()
+    stored = _parse(path, path.read_bytes()) if path.exists() else {}
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        yaml.safe_dump({**stored, **values}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sandbox.cli.console import run
+from sandbox.cli.console import console, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ _COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("Customer", "config", "settings:app", "Keep server address and token."),
     ("Operator", "serve", "serve:serve", "Run the control plane."),
     ("Operator", "token", "tokens:app", "Issue, list and revoke tokens."),
-    ("Operator", "node", "node:app doctor:app nodes:app", "Run and look after nodes."),
+    ("Operator", "node", "node:app doctor:app", "Run and look after nodes."),
     ("Operator", "policy", "policy:app applied:app", "Check, test, explain and apply policies."),
     ("Auditor", "receipt", "receipts:app", "Verify a receipt, offline."),
     ("Auditor", "evidence", "auditor:evidence", "Verify one piece of evidence, offline."),
@@ -113,7 +113,7 @@ def _merge(name: str, summary: str, found: list[typer.Typer | Callable[..., obje
 
 
 def _flags(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")] = False,  # noqa: A002  (the flag's name)
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something goes wrong.")] = False,
 ) -> None:
     """Hold the flags that every command has; ``console.run`` reads them."""
@@ -134,11 +134,11 @@ def _share_flags(command: Any) -> None:  # noqa: ANN401  (typer's own types are 
             _share_flags(child)
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001  (typer's callback)
+def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # noqa: PLC0415  (40 ms that only this flag needs)
+        from importlib.metadata import version
 
-        print(f"sealrig {version('sealrig')}")
+        console().print(f"sealrig {version('sealrig')}")
         raise typer.Exit
 
 
@@ -169,4 +169,6 @@ def root() -> TyperGroup:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``sealrig`` with ``args`` (the process's own by default) and return the exit code."""
-    return run(lambda words: root().main(args=list(words), prog_name="sealrig", standalone_mode=False), sys.argv[1:] if args is None else args)
+    return run(
+        lambda words: root().main(args=list(words), prog_name="sealrig", standalone_mode=False), sys.argv[1:] if args is None else args
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, Problem, problem_of
+from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, Problem, problem_of
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -52,11 +53,12 @@ class Console:
 
     def say(self, message: str) -> None:
         """Tell a person something, on stderr."""
-        print(message, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{printable(message)}\n")
+        sys.stderr.flush()
 
     def warn(self, message: str) -> None:
         """Warn a person, on stderr."""
-        self.rich().print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self.rich().print(f"warning: {printable(message)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def emit(self, document: object, human: str | Callable[[], object] | None = None) -> None:
         """Print the command's result: the document with ``--json``, else ``human`` (text, or something that prints to stdout).
@@ -68,20 +70,25 @@ class Console:
             if self._printed:
                 raise RuntimeError("a command printed two documents")
             self._printed = True
-            print(json.dumps(plain(document), indent=2, ensure_ascii=False), flush=True)
+            self.print(json.dumps(plain(document), indent=2, ensure_ascii=False))
         elif callable(human):
             human()
         elif human is not None:
-            print(human, flush=True)
+            self.print(printable(human))
+
+    def print(self, line: str) -> None:
+        """Print one line on stdout as it is; what others wrote must have gone through ``shown`` or ``printable``."""
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
     def table(self, rows: Sequence[Mapping[str, object]], *, empty: str = "none") -> None:
         """Print rows with the same keys as a table on stdout; ``empty`` goes to stderr where there are none."""
         if not rows:
             self.say(empty)
             return
-        from rich.box import SIMPLE_HEAD  # noqa: PLC0415  (rich costs 100 ms; only what prints tables pays)
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in rows[0]:
@@ -94,7 +101,7 @@ class Console:
         """Print ``name  value`` lines on stdout, aligned."""
         width = max((len(name) for name in values), default=0)
         for name, value in values.items():
-            print(f"{name:<{width}}  {shown(value)}".rstrip())
+            self.print(f"{name:<{width}}  {shown(value)}".rstrip())
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress]:
@@ -102,8 +109,8 @@ class Console:
         if not sys.stderr.isatty():
             yield _ignore
             return
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn  # noqa: PLC0415
-        from rich.progress import Progress as Bars  # noqa: PLC0415
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bars
 
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
@@ -122,11 +129,11 @@ class Console:
         if self.json and not self._printed:
             self.emit({**(document or {}), "error": {"code": problem.code, "message": problem.message, "details": problem.details}})
         for line, style in problem.lines():
-            self.rich().print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+            self.rich().print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def rich(self, *, stderr: bool = True) -> RichConsole:
         """Return a Rich console on stderr (or stdout) as it is now."""
-        from rich.console import Console as RichConsole  # noqa: PLC0415
+        from rich.console import Console as RichConsole
 
         return RichConsole(stderr=stderr)
 
@@ -159,7 +166,7 @@ def run(command: Callable[[Sequence[str]], object], args: Sequence[str]) -> int:
         return EXIT_REFUSED
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell, and the interpreter must not try again at exit.
-        sys.stdout = None  # type: ignore[assignment]  # the documented way to stop the flush at exit
+        sys.stdout = None  # the documented way to stop the flush at exit
         return EXIT_REFUSED
     except Exception as error:  # noqa: BLE001  (the one place where all errors become words)
         problem = problem_of(error)
@@ -213,4 +220,15 @@ def shown(value: object) -> str:
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, (list, tuple, set, frozenset)):
         return ", ".join(shown(item) for item in value) or "-"
-    return str(value)
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Return text that cannot steer a terminal: control characters but newline and tab are replaced.
+
+    Messages carry what servers, nodes and files said; none of them may move the cursor or rewrite what a person reads.
+    """
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -63,7 +63,12 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(
             "missing-extra",
             f"this command needs the '{extra}' extra; install it with: pip install 'sealrig[{extra}]'",
-            {"rule": "missing-extra", "seen": f"no module {error.name}", "wanted": f"sealrig[{extra}]", "fix": f"pip install 'sealrig[{extra}]'"},
+            {
+                "rule": "missing-extra",
+                "seen": f"no module {error.name}",
+                "wanted": f"sealrig[{extra}]",
+                "fix": f"pip install 'sealrig[{extra}]'",
+            },
         )
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
@@ -82,7 +87,7 @@ def _usage(error: typer.TyperException) -> Problem:
 
 
 def _details(error: BaseException) -> dict[str, object]:
-    from sandbox.cli.console import plain  # noqa: PLC0415  (console imports this module)
+    from sandbox.cli.console import plain
 
     found = getattr(error, "details", {})
     details = {str(key): plain(value) for key, value in found.items()} if isinstance(found, Mapping) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -58,7 +59,7 @@ class Client(Connection):
 
     def revoke_token(self, token: str) -> None:
         """Revoke a token by its id (operator)."""
-        self.request("DELETE", f"/v1/tokens/{token}")
+        self.request("DELETE", f"/v1/tokens/{_part(token)}")
 
     def enrol(self, identity: str) -> None:
         """Enrol a public identity for the token's tenant; enrolling it again changes nothing."""
@@ -75,7 +76,7 @@ class Client(Connection):
 
     def apply_policy(self, tenant: str, raw: bytes) -> PolicyInfo:
         """Make exact bytes the policy of a tenant (operator)."""
-        return self.request("PUT", f"/v1/policies/{tenant}", json={"raw": b64encode(raw)}).model(PolicyInfo)
+        return self.request("PUT", f"/v1/policies/{_part(tenant)}", json={"raw": b64encode(raw)}).model(PolicyInfo)
 
     # ---- bundles
 
@@ -85,15 +86,15 @@ class Client(Connection):
 
     def bundle(self, digest: str) -> BundleInfo:
         """Return one bundle. Raises ``NotFoundError``."""
-        return self.request("GET", f"/v1/bundles/{digest}").model(BundleInfo)
+        return self.request("GET", f"/v1/bundles/{_part(digest)}").model(BundleInfo)
 
     def delete_bundle(self, digest: str) -> None:
         """Delete a bundle of the tenant."""
-        self.request("DELETE", f"/v1/bundles/{digest}")
+        self.request("DELETE", f"/v1/bundles/{_part(digest)}")
 
     def bundle_content(self, digest: str, start: int = 0) -> Iterator[bytes]:
         """Yield a bundle's bytes from ``start`` on; the caller checks them against the digest."""
-        return self.stream(f"/v1/bundles/{digest}/content", start=start)
+        return self.stream(f"/v1/bundles/{_part(digest)}/content", start=start)
 
     # ---- leases
 
@@ -114,41 +115,41 @@ class Client(Connection):
     def lease(self, lease: str, *, since: LeaseState | None = None, wait: float = MAX_WAIT_SECONDS) -> LeaseInfo:
         """Return a lease; with ``since``, wait at most ``wait`` seconds until its state is another."""
         if since is None:
-            return self.request("GET", f"/v1/leases/{lease}").model(LeaseInfo)
-        return self.request("GET", f"/v1/leases/{lease}", params={"since": since.value, "wait": wait}, wait=wait).model(LeaseInfo)
+            return self.request("GET", f"/v1/leases/{_part(lease)}").model(LeaseInfo)
+        return self.request("GET", f"/v1/leases/{_part(lease)}", params={"since": since.value, "wait": wait}, wait=wait).model(LeaseInfo)
 
     def cancel(self, lease: str) -> LeaseInfo:
         """Ask for a lease's end."""
-        return self.request("POST", f"/v1/leases/{lease}/cancel", repeatable=True).model(LeaseInfo)
+        return self.request("POST", f"/v1/leases/{_part(lease)}/cancel", repeatable=True).model(LeaseInfo)
 
     def revoke(self, lease: str) -> LeaseInfo:
         """Take the keys back: the node stops and wipes."""
-        return self.request("POST", f"/v1/leases/{lease}/revoke", repeatable=True).model(LeaseInfo)
+        return self.request("POST", f"/v1/leases/{_part(lease)}/revoke", repeatable=True).model(LeaseInfo)
 
     def put_nonce(self, lease: str, nonce: bytes) -> None:
         """Give the node its challenge; the same nonce again changes nothing."""
-        self.request("PUT", f"/v1/leases/{lease}/nonce", json=NonceRequest(nonce=nonce.hex()).model_dump(mode="json"))
+        self.request("PUT", f"/v1/leases/{_part(lease)}/nonce", json=NonceRequest(nonce=nonce.hex()).model_dump(mode="json"))
 
     def evidence(self, lease: str) -> EvidenceInfo:
         """Return the node's evidence with the plan and the policy that it binds."""
-        return self.request("GET", f"/v1/leases/{lease}/evidence").model(EvidenceInfo)
+        return self.request("GET", f"/v1/leases/{_part(lease)}/evidence").model(EvidenceInfo)
 
     def grant(self, lease: str, grant: Envelope) -> None:
         """Hand the signed grant over; the same grant again changes nothing."""
         body = GrantSubmission(grant=grant.to_json()).model_dump(mode="json")
-        self.request("POST", f"/v1/leases/{lease}/grant", json=body, repeatable=True)
+        self.request("POST", f"/v1/leases/{_part(lease)}/grant", json=body, repeatable=True)
 
     def refuse(self, lease: str, refusal: Refusal) -> None:
         """Tell the server that no key will be released, and why."""
-        self.request("POST", f"/v1/leases/{lease}/refusal", json=refusal.model_dump(mode="json"), repeatable=True)
+        self.request("POST", f"/v1/leases/{_part(lease)}/refusal", json=refusal.model_dump(mode="json"), repeatable=True)
 
     def logs(self, lease: str, *, after: int = 0, wait: float = 0) -> LogPage:
         """Return sealed log chunks from number ``after`` on, waiting at most ``wait`` seconds for one."""
-        return self.request("GET", f"/v1/leases/{lease}/logs", params={"after": after, "wait": wait}, wait=wait).model(LogPage)
+        return self.request("GET", f"/v1/leases/{_part(lease)}/logs", params={"after": after, "wait": wait}, wait=wait).model(LogPage)
 
     def receipt(self, lease: str) -> bytes:
         """Return the receipt's exact bytes."""
-        return self.request("GET", f"/v1/leases/{lease}/receipt", max_bytes=MAX_RECEIPT_BYTES).body
+        return self.request("GET", f"/v1/leases/{_part(lease)}/receipt", max_bytes=MAX_RECEIPT_BYTES).body
 
     # ---- nodes and the log
 
@@ -158,15 +159,15 @@ class Client(Connection):
 
     def node(self, node: str) -> NodeInfo:
         """Return one node."""
-        return self.request("GET", f"/v1/nodes/{node}").model(NodeInfo)
+        return self.request("GET", f"/v1/nodes/{_part(node)}").model(NodeInfo)
 
     def quarantine(self, node: str) -> NodeInfo:
         """Give a node no further lease (operator)."""
-        return self.request("POST", f"/v1/nodes/{node}/quarantine", repeatable=True).model(NodeInfo)
+        return self.request("POST", f"/v1/nodes/{_part(node)}/quarantine", repeatable=True).model(NodeInfo)
 
     def restore(self, node: str) -> NodeInfo:
         """Lift a node's quarantine (operator)."""
-        return self.request("POST", f"/v1/nodes/{node}/restore", repeatable=True).model(NodeInfo)
+        return self.request("POST", f"/v1/nodes/{_part(node)}/restore", repeatable=True).model(NodeInfo)
 
     def log_key(self) -> str:
         """Return the audit log's verifier key (C2SP vkey) as the server gives it; a person compares it."""
@@ -177,6 +178,15 @@ class Client(Connection):
             return adapter.validate_json(self.request("GET", path, params=params).body)
         except ValidationError as error:
             first = cast("dict[str, Any]", error.errors(include_url=False, include_input=False)[0])
-            raise ServerError("the server's answer is not as agreed", rule="wire", seen=str(first["msg"])[:300],
-                              wanted="the messages of this version", fix="use the same version of sealrig on both sides") from error  # fmt: skip
+            raise ServerError(
+                "the server's answer is not as agreed",
+                rule="wire",
+                seen=str(first["msg"])[:300],
+                wanted="the messages of this version",
+                fix="use the same version of sealrig on both sides",
+            ) from error
 
+
+def _part(name: str) -> str:
+    """Return a name as one part of a path: whatever it holds, it cannot lead to another path."""
+    return quote(name, safe=":")

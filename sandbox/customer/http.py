@@ -123,11 +123,15 @@ class Connection:
         error that the server's problem names, ``ServerError`` when it does not answer, ``LimitError`` for an answer over ``max_bytes``.
         """
         again = method in _IDEMPOTENT if repeatable is None else repeatable
+        timeout = httpx.Timeout(ANSWER_SECONDS + wait, connect=CONNECT_SECONDS)
         deadline = time.monotonic() + self.patience
         pause = FIRST_PAUSE
         while True:
+            request = self._client.build_request(
+                method, path, json=json, content=content, headers=dict(headers or {}), params=dict(params or {}), timeout=timeout
+            )
             try:
-                answer = self._once(method, path, json, content, headers, params, wait, max_bytes)
+                answer = self._once(request, max_bytes)
             except httpx.HTTPError as error:
                 # A connection that was never made carried nothing, so any request may be tried again.
                 if not (again or isinstance(error, httpx.ConnectError)) or time.monotonic() + pause > deadline:
@@ -140,28 +144,23 @@ class Connection:
             self.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  (spreads clients out; no secret)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    def _once(
-        self,
-        method: str,
-        path: str,
-        json: object,
-        content: bytes | Iterator[bytes] | None,
-        headers: Mapping[str, str] | None,
-        params: Mapping[str, str | int | float] | None,
-        wait: float,
-        max_bytes: int,
-    ) -> Answer:
-        timeout = httpx.Timeout(ANSWER_SECONDS + wait, connect=CONNECT_SECONDS)
-        with self._client.stream(
-            method, path, json=json, content=content, headers=dict(headers or {}), params=dict(params or {}), timeout=timeout
-        ) as response:
+    def _once(self, request: httpx.Request, max_bytes: int) -> Answer:
+        response = self._client.send(request, stream=True)
+        try:
             body = bytearray()
             for piece in response.iter_bytes():
                 body += piece
                 if len(body) > max_bytes:
-                    raise LimitError("the server's answer is too large", rule="answer-size", seen=f"over {max_bytes} bytes",
-                                     wanted=f"≤ {max_bytes} bytes", fix="ask the operator which server answers here")  # fmt: skip
+                    raise LimitError(
+                        "the server's answer is too large",
+                        rule="answer-size",
+                        seen=f"over {max_bytes} bytes",
+                        wanted=f"≤ {max_bytes} bytes",
+                        fix="ask the operator which server answers here",
+                    )
             return Answer(response.status_code, {name.lower(): value for name, value in response.headers.items()}, bytes(body))
+        finally:
+            response.close()
 
     def stream(self, path: str, *, start: int = 0) -> Iterator[bytes]:
         """Yield a download from byte ``start`` on. Raises ``ServerError`` where it breaks off; the caller resumes."""
@@ -192,10 +191,16 @@ def check_server(server: str) -> str:
     parts = urlsplit(server)
     fix = "use an address such as https://sealrig.example or http://127.0.0.1:8700"
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise UsageError("the server's address is not usable", rule="server-address", seen=server[:200], wanted="https://HOST[:PORT]", fix=fix)
+        raise UsageError(
+            "the server's address is not usable", rule="server-address", seen=server[:200], wanted="https://HOST[:PORT]", fix=fix
+        )
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise UsageError(
-            "plain HTTP would send the token in the clear", rule="server-tls", seen=server[:200], wanted="https", fix="use https://, or a tunnel to loopback"
+            "plain HTTP would send the token in the clear",
+            rule="server-tls",
+            seen=server[:200],
+            wanted="https",
+            fix="use https://, or a tunnel to loopback",
         )
     return server.rstrip("/")
 

@@ -56,7 +56,7 @@ class State:
 
     def remember_upload(self, server: str, digest: str, location: str) -> None:
         """Remember where an upload goes on."""
-        _write(self._upload_path(server, digest), canonical_json({"location": location}))
+        write_whole(self._upload_path(server, digest), canonical_json({"location": location}))
 
     def forget_upload(self, server: str, digest: str) -> None:
         """Forget an upload that is done or gone."""
@@ -70,7 +70,7 @@ class State:
 
     def remember_header(self, digest: str, first: bytes) -> None:
         """Remember a bundle's first bytes; the caller has checked that the whole has this digest."""
-        _write(self._header_path(digest), first)
+        write_whole(self._header_path(digest), first)
 
     # ---- leases
 
@@ -83,7 +83,7 @@ class State:
         path = self.lease_folder(lease) / name
         known = self._read(path)
         if known is None:
-            _write(path, raw)
+            write_whole(path, raw)
         elif known != raw:
             raise StateError(f"another {name} of this lease is remembered already", rule="one-per-lease", seen=f"a second {name}",
                              wanted=f"the one in {path}", fix="submit a new job; a lease gets one decision")  # fmt: skip
@@ -139,15 +139,22 @@ class State:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if len(raw) > MAX_FILE_BYTES:
-            raise StateError(f"{path} is damaged", rule="state-file", seen=f"over {MAX_FILE_BYTES} bytes", wanted="a file as this program writes it",
-                             fix=f"remove {path}")  # fmt: skip
+            raise StateError(
+                f"{path} is damaged",
+                rule="state-file",
+                seen=f"over {MAX_FILE_BYTES} bytes",
+                wanted="a file as this program writes it",
+                fix=f"remove {path}",
+            )
         return raw
 
 
 def checked_lease(lease: str) -> str:
     """Return the id. Raises ``UsageError``: a lease id becomes a path and a URL, so it has one spelling."""
     if not _LEASE.fullmatch(lease):
-        raise UsageError("not a lease id", rule="lease-id", seen=lease[:100], wanted="lease- and 32 hex digits", fix="see 'sealrig lease list'")
+        raise UsageError(
+            "not a lease id", rule="lease-id", seen=lease[:100], wanted="lease- and 32 hex digits", fix="see 'sealrig lease list'"
+        )
     return lease
 
 
@@ -159,7 +166,7 @@ def _tree(raw: bytes | None) -> dict[str, Any] | None:
     return tree if isinstance(tree, dict) else None
 
 
-def _write(path: Path, raw: bytes) -> None:
+def write_whole(path: Path, raw: bytes) -> None:
     """Write a whole file of mode 0600, durably: never half of it under its name."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")

@@ -16,12 +16,12 @@ from sandbox.customer.client import Client
 from sandbox.customer.http import FIRST_PAUSE, LONGEST_PAUSE, RemoteError
 from sandbox.customer.state import State
 from sandbox.errors import BundleError, InputError, NotFoundError, SealrigError, ServerError, StateError
-from sandbox.sealing.format import read_header
+from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 from sandbox.sealing.hashing import bundle_digest
 
 TUS_VERSION = "1.0.0"
-FIRST_BYTES = 256 * 1024
-"""How much of a bundle is remembered; more than any header needs."""
+FIRST_BYTES = MAX_HEADER_BYTES
+"""How much of a bundle is remembered: its whole header."""
 PIECE_BYTES = 64 * 1024 * 1024
 """One PATCH; the server acknowledges each durably."""
 CHUNK_BYTES = 1024 * 1024
@@ -64,7 +64,7 @@ def push(
         pass
     else:
         return Pushed(digest, known.size, 0)
-    upload = _Upload(client, path, state, digest, size, progress or _ignore)
+    upload = _Upload(client, state, path, digest=digest, size=size, progress=progress or _ignore)
     sent = upload.run(patience)
     state.forget_upload(client.base, digest)
     return Pushed(digest, size, sent)
@@ -77,7 +77,8 @@ def _first_bytes(path: Path) -> bytes:
         read_header(first)
     except BundleError as error:
         raise type(error)(
-            f"{path} is not uploaded: {error.message}", **{**error.details, "fix": f"seal it first: sealrig seal {path} -o {path.name}.sealed"}
+            f"{path} is not uploaded: {error.message}",
+            **{**error.details, "fix": f"seal it first: sealrig seal {path} -o {path.name}.sealed"},
         ) from error
     return first
 
@@ -85,7 +86,7 @@ def _first_bytes(path: Path) -> bytes:
 class _Upload:
     """One bundle on its way: where it goes on, and how much is there."""
 
-    def __init__(self, client: Client, path: Path, state: State, digest: str, size: int, progress: Progress) -> None:
+    def __init__(self, client: Client, state: State, path: Path, *, digest: str, size: int, progress: Progress) -> None:
         self._client, self._path, self._state = client, path, state
         self._digest, self._size, self._progress = digest, size, progress
         self._sent = 0
@@ -104,12 +105,13 @@ class _Upload:
                 while offset < self._size:
                     offset = self._piece(location, offset)
                     pause, deadline = FIRST_PAUSE, time.monotonic() + patience
-                return self._sent
             except (ServerError, StateError, RemoteError) as error:
                 if not _passing(error) or time.monotonic() + pause > deadline:
                     raise
                 self._client.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                return self._sent
 
     def _where(self) -> tuple[str, int]:
         """Return the upload's address and offset: the remembered one if the server still has it, else a new one."""
@@ -150,7 +152,9 @@ class _Upload:
         )
         there = _offset(answer.headers.get("upload-offset"), self._size)
         if there <= offset:
-            raise ServerError("the server acknowledged nothing", rule="tus-offset", seen=str(there), wanted=f"over {offset}", fix="push again")
+            raise ServerError(
+                "the server acknowledged nothing", rule="tus-offset", seen=str(there), wanted=f"over {offset}", fix="push again"
+            )
         return there
 
     def _bytes(self, offset: int, end: int) -> Iterator[bytes]:

@@ -1,0 +1,110 @@
+"""The customer's trust file on disk: a first draft from what a server shows, reading it, and saying in words what it accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from attestation.errors import FormatError
+from attestation.log.note import NoteVerifier
+from attestation.trust import Trust
+from policies.errors import PolicyError
+from policies.strictyaml import load_yaml
+from policies.units import format_duration
+from sandbox.customer.client import Client
+from sandbox.errors import InputError, NotFoundError
+
+TRUST_MAX_BYTES = 1024 * 1024
+
+_LEVELS = {
+    "software": "a node key and the node's own word: holds against other tenants, stolen disks and mistakes, not against the node's root",
+    "measured": "a TPM's quote over boot and runner: the node's root must defeat measured boot; he can still read RAM",
+    "confidential": "a CPU report: RAM is encrypted against the node's root; the GPU and its bus are not",
+    "confidential-gpu": "CPU and GPU reports: RAM and VRAM are closed to the node's root",
+}
+
+
+def load_trust(path: Path) -> Trust:
+    """Read a trust file. Raises ``InputError`` for one that is missing, and for YAML or values that are not acceptable."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(TRUST_MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", rule="trust-file", seen=str(error.strerror), wanted="a trust file",
+                         fix="make one with 'sealrig trust init', or name it with --trust") from error  # fmt: skip
+    try:
+        return Trust.from_tree(load_yaml(raw, max_bytes=TRUST_MAX_BYTES))
+    except (PolicyError, FormatError) as error:
+        raise InputError(f"{path}: {error.message}", **error.details) from error
+
+
+def draft_trust(client: Client, level: str) -> str:
+    """Return a trust file that accepts the nodes and the log that the server shows now; a person must compare the keys.
+
+    Raises ``NotFoundError`` while there is no node, ``InputError`` for a log key that is none.
+    """
+    nodes = client.nodes()
+    if not nodes:
+        raise NotFoundError("the server shows no node yet", rule="trust-nodes", seen="no nodes", wanted="at least one node",
+                            fix="ask the operator to start one ('sealrig node run')")  # fmt: skip
+    key = client.log_key()
+    try:
+        origin = NoteVerifier.from_text(key).name
+    except FormatError as error:
+        raise InputError("the server's log key is not a verifier key", rule="log-key", seen=key[:100], wanted="a C2SP vkey",
+                         fix="ask the operator for the log's key") from error  # fmt: skip
+    lines = [
+        "# What this customer accepts. The keys below are what the server showed when this file was made:",
+        "# compare each with what the operator (nodes) and an auditor (log) tell you by another way.",
+        "apiVersion: sealrig/v1",
+        "kind: Trust",
+        "spec:",
+        f"  level: {level}",
+        "  nodes:",
+        *(f'    {node.id}: "{node.public_key}"' for node in sorted(nodes, key=lambda node: node.id)),
+        "  log:",
+        f'    origin: "{origin}"',
+        f'    key: "{key}"',
+        "  freshness: 10m",
+    ]
+    text = "\n".join(lines) + "\n"
+    # What a server says goes into a file that decides about keys: it must read back as exactly these nodes and this log.
+    trust = Trust.from_tree(load_yaml(text.encode(), max_bytes=TRUST_MAX_BYTES))
+    if dict(trust.spec.nodes) != {node.id: node.public_key for node in nodes} or trust.spec.log.key != key:
+        raise InputError(
+            "the server's keys cannot be written down",
+            rule="trust-keys",
+            seen="other characters than keys have",
+            wanted="plain keys",
+            fix="ask the operator for the keys",
+        )
+    return text
+
+
+def explain_trust(trust: Trust) -> Iterator[tuple[str, str]]:
+    """Yield (what, in words) for everything that a trust file decides."""
+    spec = trust.spec
+    yield "level", f"{spec.level} or higher: {_LEVELS[spec.level]}"
+    yield "nodes", f"{len(spec.nodes)} accepted: {', '.join(sorted(spec.nodes))}; any other node is refused"
+    runners = "any: whatever software a listed node runs is accepted" if spec.runners is None else f"{len(spec.runners)} accepted digests"
+    yield "runner", runners
+    yield "posture", f"these checks must pass: {', '.join(spec.posture)}" if spec.posture else "any: no host setting is required"
+    yield "freshness", f"evidence older than {format_duration(spec.freshness / timedelta(seconds=1))} is refused"
+    log = "looked up in the audit log" if spec.interlock == "log" else "taken on the node's signed word alone"
+    yield "previous wipe", f"each earlier lease on the node must have ended in a proven wipe, {log}"
+    yield "log", f"{spec.log.origin}, checkpoints signed by {spec.log.key.rpartition('+')[0]}"
+    witnesses = (
+        f"{spec.witness_quorum} of {len(spec.witnesses)} must have signed"
+        if spec.witness_quorum
+        else "none required: a log that shows two faces is not noticed"
+    )
+    yield "witnesses", witnesses
+    for name, section, what in (
+        ("tpm", spec.tpm, "TPM keys and measurements"),
+        ("snp", spec.snp, "CPU measurements"),
+        ("gpu", spec.gpu, "GPU versions"),
+    ):
+        yield name, f"{what} are listed" if section is not None else f"no {what} are listed: evidence of that kind raises no level"
+    customers = "the identity that signed each job" if spec.customers is None else f"{len(spec.customers)} accepted"
+    yield "customers", customers
