@@ -27,12 +27,16 @@ _DEFAULT_DATA = Path("/var/lib/sealrig/node")
 def init(
     server: Annotated[str, typer.Option("--server", metavar="URL", help="The control plane's address.")],
     data: DataOption = _DEFAULT_DATA,
-    token_file: Annotated[Path | None, typer.Option("--token-file", metavar="FILE", help="Read the node's token from a file ('-': stdin) and keep it.")] = None,
-    docker: Annotated[str, typer.Option("--docker", metavar="URL", help="The Docker Engine's socket. [DOCKER_HOST, the usual one]", show_default=False)] = "",
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="Read the node's token from a file ('-': stdin) and keep it.")
+    ] = None,
+    docker: Annotated[
+        str, typer.Option("--docker", metavar="URL", help="The Docker Engine's socket. [DOCKER_HOST, the usual one]", show_default=False)
+    ] = "",
     slots: Annotated[int, typer.Option("--slots", min=1, max=1024, help="How many leases may run at once.")] = 4,
 ) -> None:
     """Make a node: its key, its settings and the place of its token."""
-    from sandbox.node.init import init_node  # noqa: PLC0415  (keeps the help of commands fast)
+    from sandbox.node.init import init_node
 
     token = secret_line(token_file) if token_file is not None else None
     node, key = init_node(data, server=server, token=token, docker=docker, slots=slots)
@@ -41,16 +45,16 @@ def init(
         here.say(f"put a token of role node into {data / 'node.token'} (mode 0600), then: sealrig node run --data {data}")
     here.emit(
         {"node": node, "public_key": key.text, "data": str(data), "trust": {node: key.text}},
-        f"{node}\n{key.text}\nCustomers put this into their trust file:  nodes: {{{node}: \"{key.text}\"}}",
+        f'{node}\n{key.text}\nCustomers put this into their trust file:  nodes: {{{node}: "{key.text}"}}',
     )
 
 
 @app.command("run")
 def run(data: DataOption = _DEFAULT_DATA) -> None:
     """Run the node in the foreground. Ctrl-C ends every lease with a wipe."""
-    from sandbox.node.layout import NodeFolder  # noqa: PLC0415  (keeps the help of commands fast)
-    from sandbox.node.start import make_supervisor  # noqa: PLC0415
-    from sandbox.node.supervisor import only_one  # noqa: PLC0415
+    from sandbox.node.layout import NodeFolder
+    from sandbox.node.start import make_supervisor
+    from sandbox.node.supervisor import only_one
 
     _log_to_stderr()
     folder = NodeFolder(data.absolute())
@@ -69,8 +73,8 @@ def run(data: DataOption = _DEFAULT_DATA) -> None:
 @app.command("attest")
 def attest(data: DataOption = _DEFAULT_DATA) -> None:
     """Show what this node would say of itself in evidence, apart from any lease."""
-    from attestation.collect.runner import runner_digest  # noqa: PLC0415  (keeps the help of commands fast)
-    from sandbox.node.start import make_node  # noqa: PLC0415
+    from attestation.collect.runner import runner_digest
+    from sandbox.node.start import make_node
 
     node, _, capacity = make_node(data)
     digest, version = runner_digest()
@@ -95,11 +99,13 @@ def attest(data: DataOption = _DEFAULT_DATA) -> None:
 @app.command("wipe")
 def wipe(
     backend: Annotated[str, typer.Option("--backend", metavar="cuda|opencl|auto", help="Which driver interface to wipe through.")] = "auto",
-    device: Annotated[str | None, typer.Option("--device", metavar="UUID", help="Only this device; all of them if not given.", show_default=False)] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="UUID", help="Only this device; all of them if not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Wipe GPU memory and prove it, device by device."""
-    from sandbox.errors import NotFoundError, UsageError, WipeError  # noqa: PLC0415  (keeps the help of commands fast)
-    from sandbox.node.gpu.vram import list_devices, wipe_device  # noqa: PLC0415
+    from sandbox.errors import NotFoundError, UsageError, WipeError
+    from sandbox.node.gpu.vram import list_devices, wipe_device
 
     if backend not in ("auto", "cuda", "opencl"):
         raise UsageError("no such backend", rule="backend", seen=backend, wanted="cuda, opencl or auto", fix="use --backend auto")
@@ -111,16 +117,32 @@ def wipe(
     document = {"devices": [report.model_dump(mode="json") for report in reports]}
     failed = [report for report in reports if not report.ok]
     if failed:
-        here.fail(document, WipeError("a wipe was not proven", rule="vram-wipe", seen="; ".join(f"{row.uuid}: {', '.join(row.failures)}" for row in failed)[:500],
-                                      wanted="every device written and verified", fix="look for processes that hold the GPU, then wipe again"))  # fmt: skip
-    here.emit(document, lambda: here.table([_row(report) for report in reports], empty="no GPU on this node: nothing was wiped, nothing is claimed"))
+        here.fail(
+            document,
+            WipeError(
+                "a wipe was not proven",
+                rule="vram-wipe",
+                seen="; ".join(f"{row.uuid}: {', '.join(row.failures)}" for row in failed)[:500],
+                wanted="every device written and verified",
+                fix="look for processes that hold the GPU, then wipe again",
+            ),
+        )
+    here.emit(
+        document,
+        lambda: here.table([_row(report) for report in reports], empty="no GPU on this node: nothing was wiped, nothing is claimed"),
+    )
 
 
 def _row(report: DeviceWipe) -> dict[str, object]:
     return {
-        "device": report.uuid, "name": report.name, "backend": report.backend, "coverage": f"{report.coverage:.2%}",
-        "residue words": report.residue_words_before, "seconds": f"{report.seconds:.1f}", "proven": report.ok,
-    }  # fmt: skip
+        "device": report.uuid,
+        "name": report.name,
+        "backend": report.backend,
+        "coverage": f"{report.coverage:.2%}",
+        "residue words": report.residue_words_before,
+        "seconds": f"{report.seconds:.1f}",
+        "proven": report.ok,
+    }
 
 
 @app.command("list")
@@ -128,8 +150,18 @@ def list_(server: ServerOption = None) -> None:
     """List the nodes of a control plane."""
     with client(server) as control:
         nodes = control.nodes()
-    rows = [{"node": node.id, "state": node.state, "leases": len(node.leases), "slots": node.capacity.slots, "gpus": len(node.capacity.gpus),
-             "last seen": node.last_seen, "detail": node.detail} for node in nodes]  # fmt: skip
+    rows = [
+        {
+            "node": node.id,
+            "state": node.state,
+            "leases": len(node.leases),
+            "slots": node.capacity.slots,
+            "gpus": len(node.capacity.gpus),
+            "last seen": node.last_seen,
+            "detail": node.detail,
+        }
+        for node in nodes
+    ]
     console().emit(nodes, lambda: console().table(rows))
 
 
@@ -154,15 +186,24 @@ def restore(node: Annotated[str, typer.Argument(help="The node's id.")], server:
         _show(control.restore(node))
 
 
-def _show(info: Any) -> None:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported late)
-    console().emit(info, lambda: console().fields({**info.model_dump(mode="json", exclude={"capacity", "inventory"}), **info.capacity.model_dump(mode="json")}))
+def _show(info: Any) -> None:
+    console().emit(
+        info,
+        lambda: console().fields(
+            {**info.model_dump(mode="json", exclude={"capacity", "inventory"}), **info.capacity.model_dump(mode="json")}
+        ),
+    )
 
 
 def _log_to_stderr() -> None:
-    import structlog  # noqa: PLC0415  (only a running node logs)
+    import structlog
 
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.ExceptionRenderer(),
-                    structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.ExceptionRenderer(),
+            structlog.processors.JSONRenderer(),
+        ],
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-    )  # fmt: skip
+    )

@@ -61,7 +61,9 @@ class ControlClient:
 
     def poll(self, request: PollRequest) -> PollAnswer:
         """Ask for work; held open for ``request.wait`` seconds at most."""
-        answer = self._call("POST", f"/v1/nodes/{self.node}/poll", json=request.model_dump(mode="json"), timeout=request.wait + CALL_SECONDS)
+        answer = self._call(
+            "POST", f"/v1/nodes/{self.node}/poll", json=request.model_dump(mode="json"), timeout=request.wait + CALL_SECONDS
+        )
         return _parsed(PollAnswer.model_validate_json, answer)
 
     def report(self, lease: str, envelope: Envelope) -> LeaseInfo:
@@ -71,7 +73,9 @@ class ControlClient:
 
     def put_log(self, lease: str, seq: int, chunk: bytes) -> None:
         """Send one sealed log chunk; the same one twice is one."""
-        self._call("PUT", f"/v1/nodes/{self.node}/leases/{lease}/logs/{seq}", content=chunk, headers={"Content-Type": "application/octet-stream"})
+        self._call(
+            "PUT", f"/v1/nodes/{self.node}/leases/{lease}/logs/{seq}", content=chunk, headers={"Content-Type": "application/octet-stream"}
+        )
 
     @contextlib.contextmanager
     def content(self, digest: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
@@ -95,7 +99,9 @@ class ControlClient:
         answer = self._call("POST", "/v1/uploads", headers=headers)
         place = answer.headers.get("Location", "")
         if not place:
-            raise ServerError("the upload was answered without a place", rule="tus", seen="no Location", wanted="Location", fix="update the server")
+            raise ServerError(
+                "the upload was answered without a place", rule="tus", seen="no Location", wanted="Location", fix="update the server"
+            )
         offset = int(answer.headers.get("Upload-Offset", "0"))
         with path.open("rb") as file:
             while offset < size:
@@ -109,7 +115,7 @@ class ControlClient:
                     done = self._call("HEAD", place, headers={"Tus-Resumable": TUS_VERSION})  # the server is elsewhere: ask where
                 offset = int(done.headers.get("Upload-Offset", offset + len(chunk)))
 
-    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         with _transport_errors(f"{method} {path}"):
             answer = self._http.request(method, path, **arguments)
         if answer.is_error or answer.is_redirect:
@@ -122,8 +128,13 @@ def _transport_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        raise ServerError("the control plane did not answer", rule="server", seen=f"{type(error).__name__}: {error}"[:300], wanted=doing,
-                          fix="check the address and that the server runs; the node tries again by itself") from error  # fmt: skip
+        raise ServerError(
+            "the control plane did not answer",
+            rule="server",
+            seen=f"{type(error).__name__}: {error}"[:300],
+            wanted=doing,
+            fix="check the address and that the server runs; the node tries again by itself",
+        ) from error
 
 
 def _parsed(parse: Callable[[bytes], _T], answer: httpx.Response) -> _T:
@@ -131,11 +142,23 @@ def _parsed(parse: Callable[[bytes], _T], answer: httpx.Response) -> _T:
         return parse(answer.content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ServerError("the control plane answered something else than agreed", rule="server", seen=str(first["loc"])[:200],
-                          wanted=str(first["msg"])[:200], fix="run the same version on server and node") from error  # fmt: skip
+        raise ServerError(
+            "the control plane answered something else than agreed",
+            rule="server",
+            seen=str(first["loc"])[:200],
+            wanted=str(first["msg"])[:200],
+            fix="run the same version on server and node",
+        ) from error
 
 
-_KINDS: dict[int, type[SealrigError]] = {401: AccessError, 403: AccessError, 404: NotFoundError, 409: StateError, 413: InputError, 422: InputError}
+_KINDS: dict[int, type[SealrigError]] = {
+    401: AccessError,
+    403: AccessError,
+    404: NotFoundError,
+    409: StateError,
+    413: InputError,
+    422: InputError,
+}
 
 
 def _refusal(answer: httpx.Response) -> SealrigError:
@@ -145,5 +168,7 @@ def _refusal(answer: httpx.Response) -> SealrigError:
         detail, code, details = problem.detail, problem.code, problem.details
     except ValidationError:
         detail, code, details = f"status {answer.status_code}", "", {}
-    kind = _KINDS.get(answer.status_code, InputError if answer.is_client_error and answer.status_code not in (408, 425, 429) else ServerError)
+    kind = _KINDS.get(
+        answer.status_code, InputError if answer.is_client_error and answer.status_code not in (408, 425, 429) else ServerError
+    )
     return kind(f"the control plane: {detail}", **{"rule": code or "http", "seen": str(answer.status_code), **details})

@@ -103,7 +103,9 @@ def _host_config(plan: LaunchPlan, network_mode: str) -> dict[str, Any]:
         "CgroupParent": "",
         "Devices": [{"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in plan.devices],
         "DeviceCgroupRules": [],
-        "DeviceRequests": [{"Driver": "cdi", "Count": 0, "DeviceIDs": list(plan.cdi), "Capabilities": [], "Options": {}}] if plan.cdi else [],
+        "DeviceRequests": [{"Driver": "cdi", "Count": 0, "DeviceIDs": list(plan.cdi), "Capabilities": [], "Options": {}}]
+        if plan.cdi
+        else [],
         "MemoryReservation": 0,
         "MemorySwap": plan.memory,
         "OomKillDisable": False,

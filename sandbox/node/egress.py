@@ -13,4 +13,10 @@ if TYPE_CHECKING:
 
 def open_network(engine: Engine, plan: LaunchPlan) -> str:
     """Return the network mode of a job that may reach ``plan.egress``."""
-    raise JobError("this node gives no job a network", rule="egress", seen=", ".join(plan.egress), wanted="network: none", fix="bring all data in bundles")
+    raise JobError(
+        "this node gives no job a network",
+        rule="egress",
+        seen=", ".join(plan.egress),
+        wanted="network: none",
+        fix="bring all data in bundles",
+    )

@@ -55,12 +55,22 @@ def from_story(node: Node, lease: str, journal: Journal, account: Account, verdi
     run = None
     if account.plan is not None:
         record = RunRecord(
-            lease=lease, node=node.id, container=account.container, image=account.plan.image_reference, plan_digest=account.plan.digest,
-            inspect_digest=account.inspect_digest, started_at=account.started_at, ended_at=datetime.now(UTC), exit_code=_exit_code(verdict.exit_code),
-            outcome=verdict.outcome.value, limit=verdict.limit, log_chunks=account.logs.chunks if account.logs else 0,
-            log_digest=account.logs.digest if account.logs else None, result=account.result.digest if account.result else None,
+            lease=lease,
+            node=node.id,
+            container=account.container,
+            image=account.plan.image_reference,
+            plan_digest=account.plan.digest,
+            inspect_digest=account.inspect_digest,
+            started_at=account.started_at,
+            ended_at=datetime.now(UTC),
+            exit_code=_exit_code(verdict.exit_code),
+            outcome=verdict.outcome.value,
+            limit=verdict.limit,
+            log_chunks=account.logs.chunks if account.logs else 0,
+            log_digest=account.logs.digest if account.logs else None,
+            result=account.result.digest if account.result else None,
             result_size=account.result.size if account.result else 0,
-        )  # fmt: skip
+        )
         run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
     return Ending(lease, journal.recall().state, verdict, run, account.result.digest if account.result else None, account.gpus)
 
@@ -76,9 +86,15 @@ def from_journal(node: Node, lease: str, journal: Journal) -> Ending:
     if run is None and "plan" in documents:
         verdict = Verdict(Outcome.NODE_FAILURE, recalled.exit_code, None, detail)
         record = RunRecord(
-            lease=lease, node=node.id, container=recalled.facts.get("container"), image=_image(documents["plan"]), plan_digest=sha256_digest(documents["plan"]),
-            ended_at=datetime.now(UTC), exit_code=_exit_code(recalled.exit_code), outcome=Outcome.NODE_FAILURE.value,
-        )  # fmt: skip
+            lease=lease,
+            node=node.id,
+            container=recalled.facts.get("container"),
+            image=_image(documents["plan"]),
+            plan_digest=sha256_digest(documents["plan"]),
+            ended_at=datetime.now(UTC),
+            exit_code=_exit_code(recalled.exit_code),
+            outcome=Outcome.NODE_FAILURE.value,
+        )
         run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
     gpus = tuple(str(uuid) for uuid in recalled.facts.get("gpus") or ())
     return Ending(lease, recalled.state, verdict, run, recalled.facts.get("result") if documents.get("run") else None, gpus)
@@ -89,10 +105,23 @@ def finish(node: Node, ending: Ending, journal: Journal, reporter: Reporter, acc
     verdict = ending.verdict
     if ending.run is not None:
         journal.keep("run", ending.run)
-    journal.write("state", state=LeaseState.WIPING, outcome=verdict.outcome, exit_code=verdict.exit_code, limit=verdict.limit, result=ending.result,
-                  detail=verdict.detail)  # fmt: skip
-    reporter.send(LeaseState.WIPING, detail=verdict.detail, outcome=verdict.outcome, exit_code=verdict.exit_code, result=ending.result,
-                  documents={"run": ending.run} if ending.run is not None else None)  # fmt: skip
+    journal.write(
+        "state",
+        state=LeaseState.WIPING,
+        outcome=verdict.outcome,
+        exit_code=verdict.exit_code,
+        limit=verdict.limit,
+        result=ending.result,
+        detail=verdict.detail,
+    )
+    reporter.send(
+        LeaseState.WIPING,
+        detail=verdict.detail,
+        outcome=verdict.outcome,
+        exit_code=verdict.exit_code,
+        result=ending.result,
+        documents={"run": ending.run} if ending.run is not None else None,
+    )
     report = wipe_now(node, ending.lease, journal, ending.gpus)
     _certify(node, ending.lease, journal, report)
     if account is not None and account.logs is not None and not account.logs.sent(LOG_SECONDS):
@@ -119,7 +148,9 @@ def wipe_now(node: Node, lease: str, journal: Journal, gpus: tuple[str, ...]) ->
 def _certify(node: Node, lease: str, journal: Journal, report: WipeReport) -> None:
     journal.keep("wipe", sign_envelope(report.to_payload(), WIPE_PAYLOAD_TYPE, node.key).to_bytes())
     digests = {kind: sha256_digest(data) for kind, data in journal.documents().items() if kind in DOCUMENT_KINDS}
-    payload = build_certificate(lease=lease, node=node.id, documents=digests, wipe=report, tool_version=runner_digest()[1], at=datetime.now(UTC))
+    payload = build_certificate(
+        lease=lease, node=node.id, documents=digests, wipe=report, tool_version=runner_digest()[1], at=datetime.now(UTC)
+    )
     journal.keep("certificate", sign_envelope(payload, CERTIFICATE_PAYLOAD_TYPE, node.key).to_bytes())
     journal.write("wiped", proven=report.proven)
 
@@ -133,7 +164,11 @@ def _report_end(node: Node, ending: Ending, journal: Journal, reporter: Reporter
     before, outcome = _on_record(info, ending)
     final = end_state(before, outcome, proven=report.proven)
     documents = journal.documents()
-    reporter.send(final, detail="" if report.proven else "the wipe was not proven", documents={"wipe": documents["wipe"], "certificate": documents["certificate"]})
+    reporter.send(
+        final,
+        detail="" if report.proven else "the wipe was not proven",
+        documents={"wipe": documents["wipe"], "certificate": documents["certificate"]},
+    )
     if not reporter.finish():
         _log.error("end refused", lease=ending.lease, reason=reporter.refused.message if reporter.refused else "stopped")
         return

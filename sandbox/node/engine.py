@@ -76,7 +76,7 @@ class Engine:
         self._local = threading.local()
 
     @property
-    def _api(self) -> Any:  # noqa: ANN401  (the SDK is untyped here)
+    def _api(self) -> Any:
         api = getattr(self._local, "api", None)
         if api is None:
             with _errors("connect"):
@@ -105,8 +105,13 @@ class Engine:
             except ImageNotFound:
                 found = self._pull(reference)
         if reference != found["Id"] and reference not in (found.get("RepoDigests") or ()):
-            raise ImageError("the engine answered with another image", rule="image-digest", seen=str(found["Id"]), wanted=reference,
-                             fix="load the image again on this node")  # fmt: skip
+            raise ImageError(
+                "the engine answered with another image",
+                rule="image-digest",
+                seen=str(found["Id"]),
+                wanted=reference,
+                fix="load the image again on this node",
+            )
         config = found.get("Config") or {}
         return ImageFacts(
             id=str(found["Id"]),
@@ -141,15 +146,26 @@ class Engine:
     def _pull(self, reference: str) -> dict[str, Any]:
         repository, _, digest = reference.rpartition("@")
         if not repository or not is_sha256_digest(digest):
-            raise ImageError("the image is not on this node", rule="image", seen="no such image", wanted=reference,
-                             fix="load it on the node (docker load), or name it as repository@sha256:…")  # fmt: skip
-        api = docker.APIClient(base_url=self.url, timeout=PULL_SECONDS, version="auto")
+            raise ImageError(
+                "the image is not on this node",
+                rule="image",
+                seen="no such image",
+                wanted=reference,
+                fix="load it on the node (docker load), or name it as repository@sha256:…",
+            )
+        api: Any = docker.APIClient(base_url=self.url, timeout=PULL_SECONDS, version="auto")
         try:
             api.pull(repository, tag=digest)
-            return dict(api.inspect_image(reference))
+            found: dict[str, Any] = api.inspect_image(reference)
+            return found
         except (APIError, NotFound) as error:
-            raise ImageError("the image could not be pulled", rule="image", seen=_reason(error), wanted=reference,
-                             fix="check that the registry has it and that this node may read it") from error  # fmt: skip
+            raise ImageError(
+                "the image could not be pulled",
+                rule="image",
+                seen=_reason(error),
+                wanted=reference,
+                fix="check that the registry has it and that this node may read it",
+            ) from error
         finally:
             api.close()
 
@@ -199,11 +215,21 @@ class Engine:
         except requests.exceptions.ConnectionError as error:
             if "timed out" in str(error).lower():
                 return None
-            raise EngineError("Docker broke off while waiting", rule="engine", seen=_reason(error), wanted="the container's end",
-                              fix="check that the engine runs") from error  # fmt: skip
+            raise EngineError(
+                "Docker broke off while waiting",
+                rule="engine",
+                seen=_reason(error),
+                wanted="the container's end",
+                fix="check that the engine runs",
+            ) from error
         except (DockerException, requests.exceptions.RequestException) as error:
-            raise EngineError("Docker failed while waiting", rule="engine", seen=_reason(error), wanted="the container's end",
-                              fix="check that the engine runs") from error  # fmt: skip
+            raise EngineError(
+                "Docker failed while waiting",
+                rule="engine",
+                seen=_reason(error),
+                wanted="the container's end",
+                fix="check that the engine runs",
+            ) from error
         return self.state(container)
 
     def kill(self, container: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sandbox.wire import Assignment
 
 
-class Ended(Exception):  # noqa: N818  (not an error: the lease is to end now, with this verdict)
+class Ended(Exception):
     """Leave the story for the wipe."""
 
     def __init__(self, verdict: Verdict) -> None:
@@ -46,13 +46,13 @@ class Inbox:
             self._changed.notify_all()
 
     def vanish(self) -> None:
-        """The control plane answered, and does not know this lease as ours any more."""
+        """Note that the control plane answered, and does not know this lease as ours any more."""
         with self._changed:
             self._vanished = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """The node itself is stopping."""
+        """Note that the node itself is stopping."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

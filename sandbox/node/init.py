@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import TYPE_CHECKING
 
 import yaml
@@ -23,7 +22,13 @@ def init_node(root: Path, *, server: str, token: str | None, docker: str = "", s
     """
     folder = NodeFolder(root)
     if folder.settings.exists() or folder.key.exists():
-        raise UsageError(f"{root} already holds a node", rule="node-init", seen="node.yaml or node.key", wanted="a new folder", fix="choose another --data")
+        raise UsageError(
+            f"{root} already holds a node",
+            rule="node-init",
+            seen="node.yaml or node.key",
+            wanted="a new folder",
+            fix="choose another --data",
+        )
     root.mkdir(parents=True, exist_ok=True)
     root.chmod(0o711)
     for path, mode in ((folder.leases, 0o711), (folder.cache, 0o700)):
@@ -32,7 +37,14 @@ def init_node(root: Path, *, server: str, token: str | None, docker: str = "", s
     key = SigningKey.generate()
     key.save(folder.key)
     node = new_id("node")
-    settings: dict[str, object] = {"apiVersion": "sealrig/v1", "kind": "Node", "id": node, "server": server, "tokenFile": "node.token", "slots": slots}
+    settings: dict[str, object] = {
+        "apiVersion": "sealrig/v1",
+        "kind": "Node",
+        "id": node,
+        "server": server,
+        "tokenFile": "node.token",
+        "slots": slots,
+    }
     if docker:
         settings["docker"] = docker
     if token:

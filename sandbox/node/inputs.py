@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox.errors import BundleTamperedError, ServerError
+from sandbox.errors import BundleTamperedError, InputError, LimitError, ServerError
+from sandbox.lifecycle import Outcome
 from sandbox.model import is_bundle_digest
+from sandbox.node.inbox import Ended
+from sandbox.node.limits import Verdict
 from sandbox.node.plan import GID, UID
-from sandbox.sealing.hashing import bundle_digest
+from sandbox.sealing.bundle import Limits, bundle_digest, open_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandbox.job import JobInput
     from sandbox.node.client import ControlClient
-    from sandbox.node.layout import LeaseFolder
     from sandbox.sealing.keys import DataKey
 
 _TRIES = 2
@@ -53,8 +55,9 @@ def fetch(client: ControlClient, cache: Path, digest: str, *, go_on: Callable[[]
             part.replace(path)
             return path
         part.unlink()
-    raise BundleTamperedError("the server sent other bytes than the bundle", rule="bundle-digest", seen=found, wanted=digest,
-                              fix="upload the bundle again")  # fmt: skip
+    raise BundleTamperedError(
+        "the server sent other bytes than the bundle", rule="bundle-digest", seen=found, wanted=digest, fix="upload the bundle again"
+    )
 
 
 def _download(client: ControlClient, digest: str, part: Path, go_on: Callable[[], None]) -> None:
@@ -69,8 +72,13 @@ def _download(client: ControlClient, digest: str, part: Path, go_on: Callable[[]
                 try:
                     file.write(chunk)
                 except OSError as error:
-                    raise ServerError("the cache cannot take the bundle", rule="cache", seen=error.strerror or "", wanted="free space",
-                                      fix="free space under the node's data folder") from error  # fmt: skip
+                    raise ServerError(
+                        "the cache cannot take the bundle",
+                        rule="cache",
+                        seen=error.strerror or "",
+                        wanted="free space",
+                        fix="free space under the node's data folder",
+                    ) from error
 
 
 def hand_over(folder: Path) -> None:
@@ -94,6 +102,20 @@ def prune(cache: Path, limit: int, keep: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def open_input(cache: Path, folder: LeaseFolder, number: int, item: JobInput, key: DataKey, *, budget: int) -> None:
-    """Open one input into scratch, read-only for the container. ``budget`` is the scratch's size in bytes."""
-    raise NotImplementedError
+def open_input(cache: Path, place: Path, digest: str, key: DataKey, *, budget: int) -> None:
+    """Open one input into ``place`` in scratch, for the container's user. ``budget`` is the scratch's size in bytes.
+
+    Raises ``Ended`` with the disk limit when it does not fit, and ``BundleError`` and its kinds for a bundle that is not sound.
+    """
+    place.mkdir(mode=0o700)
+    try:
+        open_bundle(cached(cache, digest), place, key=key, limits=Limits(bytes=budget))
+    except (LimitError, InputError) as error:
+        raise Ended(
+            Verdict(Outcome.DISK_LIMIT, None, "scratch", f"input {digest} does not fit into the job's scratch: {error.message}")
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Ended(Verdict(Outcome.DISK_LIMIT, None, "scratch", f"input {digest} does not fit into the job's scratch")) from error
+    hand_over(place)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sandbox.errors import ServerError
-from sandbox.sealing.writer import seal
+from sandbox.sealing.bundle import seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,6 +16,7 @@ from sandbox.node.layout import LEASE_LABEL, NODE_LABEL, ROLE_LABEL, LeaseFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sandbox.job import Job
 
@@ -34,9 +35,19 @@ ScratchKind = Literal["tmpfs", "fscrypt"]
 _FORBIDDEN_ENV_PREFIXES = ("NVIDIA_", "CUDA_", "LD_")
 
 MASKED_PATHS = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
-)  # fmt: skip
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
@@ -116,7 +127,7 @@ class LaunchPlan:
     devices: tuple[str, ...]
     cdi: tuple[str, ...]
     user: str = f"{UID}:{GID}"
-    working_dir: str = "/tmp"  # noqa: S108  (inside the container: its own scratch)
+    working_dir: str = "/tmp"
     hostname: str = HOSTNAME
     cap_drop: tuple[str, ...] = ("ALL",)
     no_new_privileges: bool = True
@@ -147,7 +158,7 @@ class LaunchPlan:
                 tree[item.name] = [vars(part) for part in value]
             elif isinstance(value, tuple):
                 tree[item.name] = list(value)
-            elif item.name in ("labels",):
+            elif item.name == "labels":
                 tree[item.name] = dict(value)
             else:
                 tree[item.name] = value
@@ -168,10 +179,8 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
     spec = job.spec
     resources = spec.resources
     folder = host.folder
-    binds = [
-        Bind(str(input_folder(folder, number, item.access)), item.path, read_only=True) for number, item in enumerate(spec.inputs)
-    ]  # fmt: skip
-    binds += [Bind(str(folder.out), spec.output.path, read_only=False), Bind(str(folder.tmp), "/tmp", read_only=False)]  # noqa: S108
+    binds = [Bind(str(input_folder(folder, number)), item.path, read_only=True) for number, item in enumerate(spec.inputs)]
+    binds += [Bind(str(folder.out), spec.output.path, read_only=False), Bind(str(folder.tmp), "/tmp", read_only=False)]
     taken = {bind.target for bind in binds}
     shadows = [Tmpfs(target, SHADOW_BYTES) for target in sorted(set(image.volumes)) if target.rstrip("/") not in taken]
     egress = () if spec.network == "none" else spec.network.egress
@@ -209,9 +218,9 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
     )
 
 
-def input_folder(folder: LeaseFolder, number: int, access: str) -> Any:  # noqa: ANN401
-    """Return where the files of input ``number`` stand on the host: unpacked in scratch, or in a view that decrypts on demand."""
-    return folder.views / str(number) if access == "lazy" else folder.inputs / str(number)
+def input_folder(folder: LeaseFolder, number: int) -> Path:
+    """Return where the files of input ``number`` stand on the host."""
+    return folder.inputs / str(number)
 
 
 def forbidden_env(name: str) -> bool:
@@ -230,7 +239,7 @@ def _environment(image: ImageFacts, wanted: Mapping[str, str]) -> tuple[str, ...
                 wanted="no LD_*, NVIDIA_* or CUDA_* variable",
                 fix=f"set it in the command instead: [env, {name}=…, program]",
             )
-    chosen = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}  # noqa: S108
+    chosen = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
     dropped = []
     for entry in image.env:
         name, _, value = entry.partition("=")
@@ -238,6 +247,6 @@ def _environment(image: ImageFacts, wanted: Mapping[str, str]) -> tuple[str, ...
             dropped.append(name)
         else:
             chosen[name] = value
-    chosen["HOME"] = "/tmp"  # noqa: S108  (the image's home is read-only)
+    chosen["HOME"] = "/tmp"
     chosen.update(wanted)
     return (*sorted(set(dropped)), *(f"{name}={value}" for name, value in sorted(chosen.items())))

@@ -41,14 +41,27 @@ class Reporter:
         self._thread.start()
 
     def send(
-        self, state: LeaseState, *, detail: str = "", outcome: Outcome | None = None, exit_code: int | None = None, result: str | None = None,
+        self,
+        state: LeaseState,
+        *,
+        detail: str = "",
+        outcome: Outcome | None = None,
+        exit_code: int | None = None,
+        result: str | None = None,
         documents: Mapping[DocumentKind, bytes] | None = None,
-    ) -> Envelope:  # fmt: skip
+    ) -> Envelope:
         """Queue one report; return its envelope."""
         report = NodeReport(
-            lease=self._lease, node=self._client.node, state=state, at=datetime.now(UTC), detail=detail[:2000], outcome=outcome, exit_code=exit_code,
-            result=result, documents={kind: b64encode(data) for kind, data in (documents or {}).items()},
-        )  # fmt: skip
+            lease=self._lease,
+            node=self._client.node,
+            state=state,
+            at=datetime.now(UTC),
+            detail=detail[:2000],
+            outcome=outcome,
+            exit_code=exit_code,
+            result=result,
+            documents={kind: b64encode(data) for kind, data in (documents or {}).items()},
+        )
         envelope = sign_envelope(canonical_json(report.model_dump(mode="json")), REPORT_PAYLOAD_TYPE, self._key)
         with self._idle:
             self._open += 1

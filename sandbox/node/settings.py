@@ -32,7 +32,7 @@ class NodeSettings(BaseModel):
     kind: Literal["Node"]
     id: NodeId
     server: Annotated[str, Field(pattern=r"^https?://[^\s]{1,500}$")]
-    token_file: str = "node.token"  # noqa: S105  (a file's name)
+    token_file: str = "node.token"
     docker: Annotated[str, Field(max_length=500)] = ""
     slots: Annotated[int, Field(ge=1, le=1024, strict=True)] = 4
     cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
@@ -53,8 +53,13 @@ def load_node_settings(folder: NodeFolder) -> NodeSettings:
         tree = load_yaml(path.read_bytes(), max_bytes=MAX_SETTINGS_BYTES)
         return NodeSettings.model_validate(tree)
     except FileNotFoundError as error:
-        raise UsageError(f"{folder.root} is no node's data folder", rule="node-settings", seen="no node.yaml", wanted="node.yaml",
-                         fix=f"sealrig node init --data {folder.root} --server URL") from error  # fmt: skip
+        raise UsageError(
+            f"{folder.root} is no node's data folder",
+            rule="node-settings",
+            seen="no node.yaml",
+            wanted="node.yaml",
+            fix=f"sealrig node init --data {folder.root} --server URL",
+        ) from error
     except PolicyError as error:
         raise UsageError(f"{path}: {error.message}", **error.details) from error
     except ValidationError as error:
@@ -66,9 +71,13 @@ def _settings_error(path: Path, error: ValidationError) -> UsageError:
     place = ".".join(str(part) for part in first["loc"]) or "the document"
     if first["type"] == "extra_forbidden":
         keys = [field.alias or name for name, field in NodeSettings.model_fields.items()]
-        return UsageError(f"{path}: unknown key {place}", rule="node-settings", seen=place, wanted="a key of the format", fix=nearest(place, keys))
+        return UsageError(
+            f"{path}: unknown key {place}", rule="node-settings", seen=place, wanted="a key of the format", fix=nearest(place, keys)
+        )
     seen: Any = first["input"]
-    return UsageError(f"{path}: {place}: {first['msg']}", rule="node-settings", seen=str(seen)[:200], wanted=first["msg"], fix=f"correct {place}")
+    return UsageError(
+        f"{path}: {place}: {first['msg']}", rule="node-settings", seen=str(seen)[:200], wanted=first["msg"], fix=f"correct {place}"
+    )
 
 
 def load_token(folder: NodeFolder, settings: NodeSettings) -> str:
@@ -77,11 +86,18 @@ def load_token(folder: NodeFolder, settings: NodeSettings) -> str:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError as error:
-        raise UsageError("the node has no token", rule="node-token", seen=f"no {path}", wanted="a file with a token of role node",
-                         fix=f"have an operator run 'sealrig token new --role node', and put the token into {path}, mode 0600") from error  # fmt: skip
+        raise UsageError(
+            "the node has no token",
+            rule="node-token",
+            seen=f"no {path}",
+            wanted="a file with a token of role node",
+            fix=f"have an operator run 'sealrig token new --role node', and put the token into {path}, mode 0600",
+        ) from error
     if mode & 0o077:
         raise UsageError(f"{path} can be read by others", rule="node-token", seen=f"{mode:04o}", wanted="0600", fix=f"chmod 600 {path}")
     token = path.read_bytes()[:MAX_TOKEN_BYTES].decode("ascii", "replace").strip()
     if not token or not token.isprintable() or " " in token:
-        raise UsageError(f"{path} holds no token", rule="node-token", seen=f"{len(token)} characters", wanted="one token", fix="write it again")
+        raise UsageError(
+            f"{path} holds no token", rule="node-token", seen=f"{len(token)} characters", wanted="one token", fix="write it again"
+        )
     return token

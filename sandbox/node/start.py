@@ -37,8 +37,13 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     folder = NodeFolder(root.absolute())
     settings = load_node_settings(folder)
     if os.geteuid() != 0:
-        raise UsageError("a node needs root", rule="root", seen=f"uid {os.geteuid()}", wanted="uid 0: scratch is mounted and containers are ended",
-                         fix="run it as root (sudo)")  # fmt: skip
+        raise UsageError(
+            "a node needs root",
+            rule="root",
+            seen=f"uid {os.geteuid()}",
+            wanted="uid 0: scratch is mounted and containers are ended",
+            fix="run it as root (sudo)",
+        )
     for path, mode in ((folder.leases, 0o711), (folder.cache, 0o700)):
         path.mkdir(exist_ok=True)
         path.chmod(mode)
@@ -58,14 +63,18 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         gpus=GpuPool(found, cdi=facts.cdi),
         gpu_wiper=VramWiper(),
         facts=NodeFacts(
-            node=settings.id, level=0, posture={fact.id: fact.result for fact in posture}, isolation=isolation, scratch=kinds,
+            node=settings.id,
+            level=0,
+            posture={fact.id: fact.result for fact in posture},
+            isolation=isolation,
+            scratch=kinds,
             gpus=tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in found.gpus),
             engine={"version": facts.version, "api": facts.api_version, "cgroup": facts.cgroup_version},
         ),
         posture=posture,
         seccomp=shipped_profile(),
         apparmor=APPARMOR_PROFILE if facts.apparmor else "",
-    )  # fmt: skip
+    )
     capacity = Capacity(
         slots=settings.slots,
         cpus=settings.cpus or float(os.cpu_count() or 1),

@@ -57,14 +57,14 @@ class NodeState:
             self._save()
 
     def quarantine_told(self, lease: str) -> None:
-        """The control plane has the failure certificate: from now on its word lifts the quarantine."""
+        """Note that the control plane has the failure certificate: from now on its word lifts the quarantine."""
         with self._lock:
             if lease in self._quarantine:
                 self._quarantine[lease] = Quarantine(lease, self._quarantine[lease].reason, told=True)
                 self._save()
 
     def restore(self) -> None:
-        """The operator lifted the quarantine."""
+        """End the quarantine, at the operator's word."""
         with self._lock:
             self._quarantine = {}
             self._save()
@@ -81,5 +81,8 @@ class NodeState:
             self._save()
 
     def _save(self) -> None:
-        tree = {"quarantine": {lease: {"reason": row.reason, "told": row.told} for lease, row in self._quarantine.items()}, "wipes": self._wipes}
+        tree = {
+            "quarantine": {lease: {"reason": row.reason, "told": row.told} for lease, row in self._quarantine.items()},
+            "wipes": self._wipes,
+        }
         write_durably(self._path, json.dumps(tree, sort_keys=True).encode())

@@ -41,7 +41,7 @@ from sandbox.node import egress, evidence, inputs, limits, output
 from sandbox.node.inbox import Ended, Inbox
 from sandbox.node.limits import Verdict
 from sandbox.node.logs import LogStream
-from sandbox.node.plan import HostFacts, LaunchPlan, ScratchKind, make_plan
+from sandbox.node.plan import HostFacts, LaunchPlan, ScratchKind, input_folder, make_plan
 from sandbox.node.scratch.choose import available_kinds, available_memory, choose, scratch_of
 from sandbox.sealing.keys import DataKey, LeaseKey
 from sandbox.sealing.logs import LogSealer
@@ -97,7 +97,9 @@ class Story:
         if end is not None:
             raise Ended(Verdict(end, self.account.exit_code, None, f"the control plane asked for the end: {end}"))
         if self.reporter.refused is not None:
-            raise Ended(Verdict(Outcome.NODE_FAILURE, self.account.exit_code, None, f"a report was refused: {self.reporter.refused.message}"))
+            raise Ended(
+                Verdict(Outcome.NODE_FAILURE, self.account.exit_code, None, f"a report was refused: {self.reporter.refused.message}")
+            )
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,18 @@ def place(story: Story) -> Placed:
     customer = IdentityPublic.parse(claimed.customer)
     statement = parse_statement(envelope.verify(JOB_PAYLOAD_TYPE, [customer.verify_key]))
     if statement.lease != story.lease:
-        raise JobError("the job was signed for another lease", rule="job-lease", seen=statement.lease, wanted=story.lease, fix="submit the job again")
+        raise JobError(
+            "the job was signed for another lease", rule="job-lease", seen=statement.lease, wanted=story.lease, fix="submit the job again"
+        )
     policy = load_policy(raw_policy)
     if policy.digest != statement.policy_digest:
-        raise JobError("the policy is not the one the customer signed under", rule="policy-digest", seen=policy.digest, wanted=statement.policy_digest,
-                       fix="submit the job again under the current policy")  # fmt: skip
+        raise JobError(
+            "the policy is not the one the customer signed under",
+            rule="policy-digest",
+            seen=policy.digest,
+            wanted=statement.policy_digest,
+            fix="submit the job again under the current policy",
+        )
     decision = evaluate(policy, launch_request(statement, statement.tenant), story.node.facts)
     if not decision.allowed:
         reasons = "; ".join(f"{reason.rule}: seen {reason.seen}, wanted {reason.wanted}" for reason in decision.reasons)
@@ -201,8 +210,13 @@ def attest(story: Story, placed: Placed) -> Attested:
     node, job = story.node, placed.statement.job
     image = node.engine.image(job.spec.image)
     host = HostFacts(
-        node=node.id, folder=story.folder, scratch_kind=placed.kind, seccomp=node.seccomp, apparmor=node.apparmor,
-        nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[1], **node.gpus.devices(story.account.gpus)
+        node=node.id,
+        folder=story.folder,
+        scratch_kind=placed.kind,
+        seccomp=node.seccomp,
+        apparmor=node.apparmor,
+        nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        **node.gpus.devices(story.account.gpus),
     )
     plan = make_plan(story.lease, job, image, host)
     story.account.plan = plan
@@ -210,12 +224,21 @@ def attest(story: Story, placed: Placed) -> Attested:
         story.go_on()
     story.go_on()
     key = LeaseKey.generate()
-    envelope = evidence.make(node, plan, nonce=str(story.inbox.assignment.nonce), lease_public_key=key.public, job_digest=placed.job_digest,
-                             policy_digest=placed.policy.digest, leased=story.account.gpus)  # fmt: skip
+    envelope = evidence.make(
+        node,
+        plan,
+        nonce=str(story.inbox.assignment.nonce),
+        lease_public_key=key.public,
+        job_digest=placed.job_digest,
+        policy_digest=placed.policy.digest,
+        leased=story.account.gpus,
+    )
     raw = envelope.to_bytes()
     story.journal.keep("plan", plan.to_bytes())
     story.journal.keep("evidence", raw)
-    story.journal.write("state", state=LeaseState.ATTESTED, plan=plan.digest, evidence=envelope.digest, kind=placed.kind, gpus=list(story.account.gpus))
+    story.journal.write(
+        "state", state=LeaseState.ATTESTED, plan=plan.digest, evidence=envelope.digest, kind=placed.kind, gpus=list(story.account.gpus)
+    )
     story.reporter.send(LeaseState.ATTESTED, documents={"evidence": raw, "plan": plan.to_bytes()})
     return Attested(placed, plan, key, envelope.digest)
 
@@ -264,7 +287,9 @@ def _check_grant(story: Story, attested: Attested, grant: Grant, bundles: tuple[
     )
     for rule, seen, wanted in checks:
         if seen != wanted:
-            raise ReleaseError(f"the grant is not for this lease: {rule}", rule=f"grant-{rule}", seen=seen, wanted=wanted, fix="release the keys again")
+            raise ReleaseError(
+                f"the grant is not for this lease: {rule}", rule=f"grant-{rule}", seen=seen, wanted=wanted, fix="release the keys again"
+            )
 
 
 def furnish(story: Story, unlocked: Unlocked) -> Furnished:
@@ -275,7 +300,9 @@ def furnish(story: Story, unlocked: Unlocked) -> Furnished:
     scratch_of(plan.scratch_kind).open(story.folder, plan.scratch)
     for number, item in enumerate(attested.placed.statement.job.spec.inputs):
         story.go_on()
-        inputs.open_input(story.node.folder.cache, story.folder, number, item, unlocked.keys[item.bundle], budget=plan.scratch)
+        inputs.open_input(
+            story.node.folder.cache, input_folder(story.folder, number), item.bundle, unlocked.keys[item.bundle], budget=plan.scratch
+        )
     unlocked.keys.clear()
     return Furnished(attested)
 
@@ -295,7 +322,9 @@ def launch(story: Story, furnished: Furnished) -> Launched:
 def run(story: Story, launched: Launched) -> Ran:
     """Start the job, stream its sealed output, and watch time, contact's wishes and scratch until it ends."""
     node, plan = story.node, launched.attested.plan
-    logs = LogStream(LogSealer(story.lease, launched.attested.placed.customer), lambda seq, chunk: node.client.put_log(story.lease, seq, chunk))
+    logs = LogStream(
+        LogSealer(story.lease, launched.attested.placed.customer), lambda seq, chunk: node.client.put_log(story.lease, seq, chunk)
+    )
     story.account.logs = logs
     story.go_on()
     with node.engine.attached(launched.container) as frames:

@@ -56,9 +56,7 @@ class Supervisor:
         self._register()
         while not self._stopping.is_set():
             try:
-                answer = self._node.client.poll(
-                    PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds)
-                )
+                answer = self._node.client.poll(PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds))
                 self._take(answer)
             except ServerError as error:
                 # Loss of contact ends nothing: every lease goes on in its own thread.
@@ -85,7 +83,10 @@ class Supervisor:
 
     def _register(self) -> None:
         registration = NodeRegistration(
-            public_key=self._node.key.public.text, version=runner_digest()[1], capacity=self._capacity, inventory=self._node.gpus.inventory.summary()
+            public_key=self._node.key.public.text,
+            version=runner_digest()[1],
+            capacity=self._capacity,
+            inventory=self._node.gpus.inventory.summary(),
         )
         while not self._stopping.is_set():
             try:
@@ -180,9 +181,10 @@ class Supervisor:
         return False
 
     def _restore(self) -> None:
-        """The operator lifted the quarantine: what was left must be gone now, or the node stays in it."""
+        """Follow the operator, who lifted the quarantine: what was left must be gone now, or the node stays in it."""
         left = [lease for lease in self._node.folder.held() if lease not in self._held()]
-        if all([self._rewipe(lease, Journal.create(self._node.folder.lease(lease))) for lease in left]):
+        proven = [self._rewipe(lease, Journal.create(self._node.folder.lease(lease))) for lease in left]
+        if all(proven):
             self._node.state.restore()
             _log.info("restored")
         else:
@@ -212,8 +214,13 @@ def only_one(folder: NodeFolder) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StateError("this node runs already", rule="node-lock", seen=str(folder.lock), wanted="one process a data folder",
-                             fix="stop the other process") from error  # fmt: skip
+            raise StateError(
+                "this node runs already",
+                rule="node-lock",
+                seen=str(folder.lock),
+                wanted="one process a data folder",
+                fix="stop the other process",
+            ) from error
         yield
     finally:
         os.close(fd)

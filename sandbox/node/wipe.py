@@ -56,15 +56,30 @@ class _Record:
             for name, where, action, seen, wanted, ok in deed():
                 now = time.monotonic()
                 self.steps.append(
-                    WipeStep(step=name, target=where[:MAX_TEXT], action=action, seen=seen[:MAX_TEXT], wanted=wanted, ok=ok, seconds=_round(now - started))
+                    WipeStep(
+                        step=name,
+                        target=where[:MAX_TEXT],
+                        action=action,
+                        seen=seen[:MAX_TEXT],
+                        wanted=wanted,
+                        ok=ok,
+                        seconds=_round(now - started),
+                    )
                 )
                 fine, started = fine and ok, now
         except (SealrigError, OSError, ValueError) as error:
             seen = error.message if isinstance(error, SealrigError) else f"{type(error).__name__}: {error}"
             self.steps.append(
-                WipeStep(step=step, target=target[:MAX_TEXT], action="not finished", seen=seen[:MAX_TEXT], wanted="the step to finish", ok=False,
-                         seconds=_round(time.monotonic() - started))
-            )  # fmt: skip
+                WipeStep(
+                    step=step,
+                    target=target[:MAX_TEXT],
+                    action="not finished",
+                    seen=seen[:MAX_TEXT],
+                    wanted="the step to finish",
+                    ok=False,
+                    seconds=_round(time.monotonic() - started),
+                )
+            )
             fine = False
         return fine
 
@@ -87,11 +102,23 @@ def wipe(remains: Remains, engine: Engine, gpu_wiper: GpuWiper) -> WipeReport:
     if remains.kind == "tmpfs":
         media.append(_memory(proven=proven))
     elif remains.kind == "fscrypt" or had_image:
-        media.append(Medium(**disk, method="purge" if proven else "none", proven=proven,
-            technique="cryptographic erase: destruction of the lease's fscrypt key (AES-256-XTS, 512 bits from the kernel's generator)",
-            verification="the kernel reports the key absent; mounts, loop device and backing file are gone"))  # fmt: skip
+        media.append(
+            Medium(
+                **disk,
+                method="purge" if proven else "none",
+                proven=proven,
+                technique="cryptographic erase: destruction of the lease's fscrypt key (AES-256-XTS, 512 bits from the kernel's generator)",
+                verification="the kernel reports the key absent; mounts, loop device and backing file are gone",
+            )
+        )
     return WipeReport(
-        lease=remains.lease, node=remains.node, started_at=started, ended_at=datetime.now(UTC), steps=tuple(record.steps), gpus=gpus, media=tuple(media)
+        lease=remains.lease,
+        node=remains.node,
+        started_at=started,
+        ended_at=datetime.now(UTC),
+        steps=tuple(record.steps),
+        gpus=gpus,
+        media=tuple(media),
     )
 
 
@@ -145,8 +172,16 @@ def _gpus(remains: Remains, wiper: GpuWiper, record: _Record) -> tuple[GpuWipe, 
         ok = uuid in wiped
         seen = "every pass verified" if ok else "not proven"
         record.steps.append(
-            WipeStep(step="gpu", target=uuid, action="overwrite and verify", seen=seen, wanted="every pass verified", ok=ok, seconds=_round(time.monotonic() - started))
-        )  # fmt: skip
+            WipeStep(
+                step="gpu",
+                target=uuid,
+                action="overwrite and verify",
+                seen=seen,
+                wanted="every pass verified",
+                ok=ok,
+                seconds=_round(time.monotonic() - started),
+            )
+        )
     return reports
 
 
@@ -165,9 +200,13 @@ def _data_folder(folder: LeaseFolder) -> _Proofs:
 
 def _memory(*, proven: bool) -> Medium:
     return Medium(
-        kind="RAM", source="tmpfs without swap", method="clear" if proven else "none", technique="release of memory; the kernel clears pages before reuse",
-        verification="no mount namespace holds the file system", proven=proven,
-    )  # fmt: skip
+        kind="RAM",
+        source="tmpfs without swap",
+        method="clear" if proven else "none",
+        technique="release of memory; the kernel clears pages before reuse",
+        verification="no mount namespace holds the file system",
+        proven=proven,
+    )
 
 
 def _round(seconds: float) -> float:

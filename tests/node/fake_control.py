@@ -79,9 +79,13 @@ class FakeControl:
         job = job_from_tree({"apiVersion": "sealrig/v1", "kind": "Job", "metadata": {"name": "test"}, "spec": spec})
         lease = new_id("lease")
         statement = JobStatement(
-            lease=lease, tenant="acme", customer=self.customer.public.text, policy_digest=load_policy(self.policy).digest,
-            submitted_at=datetime.now(UTC), job=job,
-        )  # fmt: skip
+            lease=lease,
+            tenant="acme",
+            customer=self.customer.public.text,
+            policy_digest=load_policy(self.policy).digest,
+            submitted_at=datetime.now(UTC),
+            job=job,
+        )
         payload = canonical_json(statement.model_dump(mode="json", by_alias=True))
         envelope = sign_envelope(payload, JOB_PAYLOAD_TYPE, self.customer.signing_key)
         with self.changed:
@@ -123,7 +127,9 @@ class FakeControl:
 
     @staticmethod
     def _problem(status: int, code: str, detail: str) -> httpx.Response:
-        return httpx.Response(status, json={"type": "about:blank", "title": code, "status": status, "code": code, "detail": detail, "details": {}})
+        return httpx.Response(
+            status, json={"type": "about:blank", "title": code, "status": status, "code": code, "detail": detail, "details": {}}
+        )
 
     def _register(self, request, body, node):
         tree = json.loads(body)
@@ -137,11 +143,18 @@ class FakeControl:
         self.changed.wait(max(0, deadline - time.monotonic()))
         live = [lease for lease in self.leases.values() if lease.state not in TERMINAL]
         rows = [
-            Assignment(lease=lease.id, state=lease.state, job=lease.job.to_json(), policy=b64encode(lease.policy), nonce=lease.nonce,
-                       grant=lease.grant.to_json() if lease.grant else None, end=lease.end)
+            Assignment(
+                lease=lease.id,
+                state=lease.state,
+                job=lease.job.to_json(),
+                policy=b64encode(lease.policy),
+                nonce=lease.nonce,
+                grant=lease.grant.to_json() if lease.grant else None,
+                end=lease.end,
+            )
             for lease in live
             if tree["accepting"] or lease.id in tree["held"] or lease.state != LeaseState.PLACED
-        ]  # fmt: skip
+        ]
         return httpx.Response(200, content=PollAnswer(assignments=tuple(rows), node_state=self.node_state).model_dump_json())
 
     def _report(self, request, body, node, lease_id):
@@ -151,14 +164,22 @@ class FakeControl:
             try:
                 check_transition(lease_id, lease.state, report.state)
                 self._move(lease, report)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 return self._problem(409, "invalid-state", str(error))
         info = {
-            "id": lease.id, "tenant": "acme", "name": "test", "state": lease.state, "image": "sha256:" + "0" * 64, "node": node, "outcome": lease.outcome,
-            "job_digest": lease.job.digest, "policy_digest": sha256_digest(lease.policy), "created_at": datetime.now(UTC).isoformat(),
+            "id": lease.id,
+            "tenant": "acme",
+            "name": "test",
+            "state": lease.state,
+            "image": "sha256:" + "0" * 64,
+            "node": node,
+            "outcome": lease.outcome,
+            "job_digest": lease.job.digest,
+            "policy_digest": sha256_digest(lease.policy),
+            "created_at": datetime.now(UTC).isoformat(),
             "updated_at": datetime.now(UTC).isoformat(),
             "history": [{"state": state, "at": datetime.now(UTC).isoformat(), "log_index": index} for state, index in lease.history],
-        }  # fmt: skip
+        }
         return httpx.Response(200, content=json.dumps(info))
 
     def _move(self, lease: FakeLease, report: NodeReport) -> None:
@@ -191,11 +212,16 @@ class FakeControl:
         public = b64decode(evidence.lease_public_key)
         now = datetime.now(UTC)
         fields = {
-            "lease": lease.id, "evidence_digest": envelope.digest, "lease_public_key_digest": sha256_digest(public), "issued_at": now,
+            "lease": lease.id,
+            "evidence_digest": envelope.digest,
+            "lease_public_key_digest": sha256_digest(public),
+            "issued_at": now,
             "expires_at": now + timedelta(minutes=5),
-            "keys": tuple(WrappedKey(bundle=bundle, wrapped=b64encode(wrap_to_kem_key(public, key, grant_info(lease.id, envelope.digest, bundle))))
-                          for bundle, key in lease.keys.items()),
-        } | changes  # fmt: skip
+            "keys": tuple(
+                WrappedKey(bundle=bundle, wrapped=b64encode(wrap_to_kem_key(public, key, grant_info(lease.id, envelope.digest, bundle))))
+                for bundle, key in lease.keys.items()
+            ),
+        } | changes
         lease.grant = sign_envelope(Grant(**fields).to_payload(), GRANT_PAYLOAD_TYPE, self.customer.signing_key)
         lease.state = LeaseState.UNLOCKED
         lease.history.append((LeaseState.UNLOCKED, self.index))

@@ -41,7 +41,10 @@ class Inventory:
 
     def summary(self) -> dict[str, Any]:
         """Return what is told to the control plane."""
-        rows = [{"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory, "pci": gpu.pci, "driver": gpu.driver, "vbios": gpu.vbios} for gpu in self.gpus]
+        rows = [
+            {"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory, "pci": gpu.pci, "driver": gpu.driver, "vbios": gpu.vbios}
+            for gpu in self.gpus
+        ]
         return {"gpus": rows, "gpusOnBus": self.on_bus, "gpuDetail": self.detail}
 
 
@@ -57,7 +60,7 @@ def inventory() -> Inventory:
     """Ask NVML and the PCI bus. Never raises: what cannot be asked is said in ``detail``."""
     on_bus = gpus_on_bus()
     try:
-        import pynvml  # noqa: PLC0415  (only a node with the node extra has it)
+        import pynvml
     except ImportError:
         return Inventory((), on_bus, "nvidia-ml-py is not installed")
     try:
@@ -73,10 +76,10 @@ def inventory() -> Inventory:
     return Inventory(gpus, on_bus, f"{len(gpus)} GPUs" if gpus else "no GPU on this node")
 
 
-def _gpu(nvml: Any, index: int) -> Gpu:  # noqa: ANN401  (the library is untyped)
+def _gpu(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
-    def ask(name: str, *arguments: object) -> Any:  # noqa: ANN401
+    def ask(name: str, *arguments: object) -> Any:
         try:
             return getattr(nvml, name)(*arguments)
         except nvml.NVMLError:

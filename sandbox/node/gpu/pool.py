@@ -35,11 +35,21 @@ class GpuPool:
         with self._lock:
             free = [gpu.uuid for gpu in self.inventory.gpus if gpu.uuid not in self._held and gpu.memory - gpu.reserved >= memory]
             if len(free) < count:
-                raise JobError("not enough free GPUs on this node", rule="gpus", seen=f"{len(free)} free ({self.inventory.detail})",
-                               wanted=f"{count} with {memory} bytes each", fix="ask for fewer GPUs, or wait")  # fmt: skip
+                raise JobError(
+                    "not enough free GPUs on this node",
+                    rule="gpus",
+                    seen=f"{len(free)} free ({self.inventory.detail})",
+                    wanted=f"{count} with {memory} bytes each",
+                    fix="ask for fewer GPUs, or wait",
+                )
             if not self._cdi:
-                raise JobError("the Docker Engine cannot hand out single GPUs", rule="cdi", seen="no CDI support", wanted="Docker Engine 25 or newer with CDI",
-                               fix="update Docker on this node")  # fmt: skip
+                raise JobError(
+                    "the Docker Engine cannot hand out single GPUs",
+                    rule="cdi",
+                    seen="no CDI support",
+                    wanted="Docker Engine 25 or newer with CDI",
+                    fix="update Docker on this node",
+                )
             taken = tuple(free[:count])
             self._held.update(dict.fromkeys(taken, lease))
             return taken

@@ -91,9 +91,13 @@ def unmount_all(folder: LeaseFolder, *, keep: Path | None = None) -> Iterator[Pr
     holders = [] if keep else _holders(devices, deadline)
     seen = f"{len(found)} mounts left ({problem})" if found else f"0 mounts left; held by {', '.join(holders) or 'no mount namespace'}"
     yield Proof(
-        "mounts" if keep else "mounts-gone", str(folder.data), "unmount", seen,
-        "0 mounts left; held by no mount namespace" if not keep else "0 mounts left", ok=not found and not holders,
-    )  # fmt: skip
+        "mounts" if keep else "mounts-gone",
+        str(folder.data),
+        "unmount",
+        seen,
+        "0 mounts left; held by no mount namespace" if not keep else "0 mounts left",
+        ok=not found and not holders,
+    )
 
 
 def _holders(devices: set[str], deadline: float) -> list[str]:

@@ -51,14 +51,24 @@ def choose(size: int, pin: str, *, available_memory: int, kinds: tuple[ScratchKi
             return kind
     if pin != "auto":
         reason = "this kernel has no device-mapper support in Sealrig's node" if pin == "dm-crypt" else "this host cannot make it"
-        raise ScratchError(f"scratch of kind {pin} is pinned by the policy, but {reason}", rule="scratch-kind", seen=", ".join(kinds) or "none",
-                           wanted=pin, fix="place the lease on another node, or let the policy allow another kind")  # fmt: skip
+        raise ScratchError(
+            f"scratch of kind {pin} is pinned by the policy, but {reason}",
+            rule="scratch-kind",
+            seen=", ".join(kinds) or "none",
+            wanted=pin,
+            fix="place the lease on another node, or let the policy allow another kind",
+        )
     if "tmpfs" in kinds and size <= available_memory * MEMORY_SHARE:
         return "tmpfs"
     if "fscrypt" in kinds:
         return "fscrypt"
-    raise ScratchError("no kind of scratch can hold this lease", rule="scratch-kind", seen=f"{size} bytes wanted, {available_memory} bytes of memory free",
-                       wanted="encrypted disk, or four times as much free memory", fix="run the node as root on a kernel with ext4 encryption")  # fmt: skip
+    raise ScratchError(
+        "no kind of scratch can hold this lease",
+        rule="scratch-kind",
+        seen=f"{size} bytes wanted, {available_memory} bytes of memory free",
+        wanted="encrypted disk, or four times as much free memory",
+        fix="run the node as root on a kernel with ext4 encryption",
+    )
 
 
 def available_memory() -> int:

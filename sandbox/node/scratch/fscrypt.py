@@ -54,7 +54,11 @@ class FscryptScratch:
             kernel.set_policy(folder.vault, identifier)
             base.furnish(folder)
         except OSError as error:
-            fix = "free disk space for the scratch size" if error.errno == errno.ENOSPC else "run as root on a kernel with ext4 encryption, or pin tmpfs"
+            fix = (
+                "free disk space for the scratch size"
+                if error.errno == errno.ENOSPC
+                else "run as root on a kernel with ext4 encryption, or pin tmpfs"
+            )
             raise base.failed(f"an encrypted file system of {size} bytes", error, fix) from error
 
     def destroy(self, folder: LeaseFolder) -> Iterator[base.Proof]:
@@ -78,17 +82,45 @@ def _backing_file(image: Path, size: int) -> None:
         os.posix_fallocate(fd, 0, size)
     finally:
         os.close(fd)
-    command = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-O", "encrypt,^has_journal", "-E", "lazy_itable_init=1,nodiscard", str(image)]
+    command = [
+        "mkfs.ext4",
+        "-q",
+        "-F",
+        "-b",
+        "4096",
+        "-m",
+        "0",
+        "-O",
+        "encrypt,^has_journal",
+        "-E",
+        "lazy_itable_init=1,nodiscard",
+        str(image),
+    ]
     try:
-        done = subprocess.run(  # noqa: S603  (fixed arguments and a path we made)
-            command, capture_output=True, timeout=MKFS_SECONDS, check=False, stdin=subprocess.DEVNULL, env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=MKFS_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ScratchError("scratch: mkfs.ext4 did not run", rule="scratch", seen=type(error).__name__, wanted="mkfs.ext4 on this node",
-                           fix="install e2fsprogs") from error  # fmt: skip
+        raise ScratchError(
+            "scratch: mkfs.ext4 did not run",
+            rule="scratch",
+            seen=type(error).__name__,
+            wanted="mkfs.ext4 on this node",
+            fix="install e2fsprogs",
+        ) from error
     if done.returncode != 0:
-        raise ScratchError("scratch: mkfs.ext4 failed", rule="scratch", seen=done.stderr.decode(errors="replace")[:300], wanted="a file system",
-                           fix="look at the node's disk")  # fmt: skip
+        raise ScratchError(
+            "scratch: mkfs.ext4 failed",
+            rule="scratch",
+            seen=done.stderr.decode(errors="replace")[:300],
+            wanted="a file system",
+            fix="look at the node's disk",
+        )
 
 
 def _key_proof(folder: LeaseFolder, vault: Path | None) -> base.Proof:
@@ -102,7 +134,9 @@ def _key_proof(folder: LeaseFolder, vault: Path | None) -> base.Proof:
     identifier = kernel.get_policy(vault) if vault.exists() else None
     if identifier is None:
         entries = sorted(path.name for path in vault.iterdir()) if vault.exists() else []
-        return base.Proof("scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries)
+        return base.Proof(
+            "scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries
+        )
     deadline = time.monotonic() + KEY_SECONDS
     while True:
         seen, absent = _remove(vault, identifier)

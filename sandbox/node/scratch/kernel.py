@@ -57,12 +57,12 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> None:
-    """Call mount(2). Raises ``OSError``."""
+    """Mount a file system, see mount(2). Raises ``OSError``."""
     _check(_libc.mount(source.encode(), bytes(target), kind.encode(), ctypes.c_ulong(flags), data.encode()), f"mount {target}")
 
 
 def unmount(target: Path) -> None:
-    """Call umount2(2), never following a link and never lazily: a lazy unmount would hide what is still in use. Raises ``OSError``."""
+    """Unmount, see umount2(2): never following a link and never lazily: a lazy unmount would hide what is still in use. Raises ``OSError``."""
     _check(_libc.umount2(bytes(target), UMOUNT_NOFOLLOW), f"umount {target}")
 
 
@@ -101,7 +101,7 @@ def namespaces_with(device: str) -> list[str]:
         if not entry.name.isdigit():
             continue
         try:
-            namespace = os.readlink(entry / "ns" / "mnt")
+            namespace = str((entry / "ns" / "mnt").readlink())
             if namespace in seen:
                 continue
             seen.add(namespace)
@@ -205,6 +205,6 @@ def get_policy(folder: Path) -> bytes | None:
 def _ioctl(path: Path, number: int, argument: bytearray) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fcntl.ioctl(fd, number, argument, True)  # noqa: FBT003  (the standard library's signature)
+        fcntl.ioctl(fd, number, argument, True)
     finally:
         os.close(fd)
