@@ -51,7 +51,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     facts = engine.facts()
     found = inventory()
     isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
-    posture = posture_facts()
+    posture = posture_facts(facts)
     kinds = available_kinds()
     node = Node(
         id=settings.id,
