@@ -101,6 +101,39 @@ class PolicyInfo(Message):
     raw: Base64
 
 
+class PolicyApplication(Message):
+    """A policy's exact bytes, to apply to a tenant."""
+
+    raw: Base64
+
+
+class Denial(Message):
+    """One reason of a refusal."""
+
+    rule: str
+    seen: str
+    wanted: str
+    fix: str
+
+
+class QueueEffect(Message):
+    """What the new policy says to a lease that waits."""
+
+    lease: LeaseId
+    name: str
+    allowed: bool
+    reasons: tuple[Denial, ...] = ()
+
+
+class PolicyChange(PolicyInfo):
+    """A policy as applied (or, on a dry run, as it would be), what was before, and what it does to waiting leases."""
+
+    applied: bool
+    before: Sha256Digest
+    diff: str
+    queued: tuple[QueueEffect, ...] = ()
+
+
 # ---- bundles
 
 
@@ -119,15 +152,6 @@ class LeaseSubmission(Message):
     """A job, signed by the customer (payload: ``sandbox.job.JobStatement``)."""
 
     job: EnvelopeJson
-
-
-class Denial(Message):
-    """One reason of a refusal."""
-
-    rule: str
-    seen: str
-    wanted: str
-    fix: str
 
 
 class Transition(Message):

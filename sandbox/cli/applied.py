@@ -17,6 +17,7 @@ app = typer.Typer(help="Apply policies to tenants.")
 def apply(
     policy: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A policy file.")],
     tenant: Annotated[str, typer.Option("--tenant", help="For whose jobs it holds from now on.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what it would do to leases that wait.")] = False,
     server: ServerOption = None,
 ) -> None:
     """Apply a policy to a tenant. Jobs that were signed under the earlier one are refused from then on; running leases go on."""
@@ -26,8 +27,12 @@ def apply(
         raw = file.read(POLICY_MAX_BYTES + 1)
     load_policy(raw)  # what is wrong with it is said here, before anything is sent
     with client(server) as control:
-        info = control.apply_policy(tenant, raw)
-    console().emit(info, f"{info.name} holds for {info.tenant}\n{info.digest}")
+        change = control.apply_policy(tenant, raw, dry_run=dry_run)
+    here = console()
+    for effect in change.queued:
+        if not effect.allowed:
+            here.say(f"{effect.lease} ({effect.name}) waits and is denied: {'; '.join(reason.rule for reason in effect.reasons)}")
+    here.emit(change, f"{change.name} {'holds' if change.applied else 'would hold'} for {change.tenant}\n{change.digest}")
 
 
 @app.command("list")

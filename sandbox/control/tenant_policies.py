@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 
-from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -23,35 +22,10 @@ from sandbox.control.transitions import POLICY_MEDIA, advance, document, documen
 from sandbox.errors import InputError, NotFoundError
 from sandbox.job import parse_statement
 from sandbox.lifecycle import BEFORE_NODE, LeaseState, Outcome
-from sandbox.model import LeaseId, Sha256Digest
-from sandbox.wire import Base64, Denial, Message, PolicyInfo
+from sandbox.wire import Denial, PolicyChange, PolicyInfo, QueueEffect
 
 MAX_DIFF_LINES = 400
 UNSAFE = "development"
-
-
-class PolicyApplication(Message):
-    """A policy's exact bytes, to apply to a tenant."""
-
-    raw: Base64
-
-
-class QueueEffect(Message):
-    """What the new policy says to a lease that waits."""
-
-    lease: LeaseId
-    name: str
-    allowed: bool
-    reasons: tuple[Denial, ...] = ()
-
-
-class PolicyChange(PolicyInfo):
-    """A policy as applied (or, on a dry run, as it would be), what was before, and what it does to waiting leases."""
-
-    applied: bool
-    before: Sha256Digest
-    diff: str
-    queued: tuple[QueueEffect, ...] = Field(default=())
 
 
 def show_policy(control: Control, tenant: str) -> PolicyInfo:

@@ -23,6 +23,7 @@ from sandbox.wire import (
     LogPage,
     NodeInfo,
     NonceRequest,
+    PolicyChange,
     PolicyInfo,
     Refusal,
     TokenInfo,
@@ -74,9 +75,10 @@ class Client(Connection):
         """Return every tenant's policy (operator, auditor)."""
         return self._list("/v1/policies", _POLICIES)
 
-    def apply_policy(self, tenant: str, raw: bytes) -> PolicyInfo:
-        """Make exact bytes the policy of a tenant (operator)."""
-        return self.request("PUT", f"/v1/policies/{_part(tenant)}", json={"raw": b64encode(raw)}).model(PolicyInfo)
+    def apply_policy(self, tenant: str, raw: bytes, *, dry_run: bool = False) -> PolicyChange:
+        """Make exact bytes the policy of a tenant, or only say what that would do (operator)."""
+        path = f"/v1/policies/{_part(tenant)}{'?dry_run=true' if dry_run else ''}"
+        return self.request("PUT", path, json={"raw": b64encode(raw)}).model(PolicyChange)
 
     # ---- bundles
 

@@ -11,7 +11,7 @@ from sandbox.control import tenant_policies
 from sandbox.control.api.auth import ControlDep, Operator, Overseer, Person
 from sandbox.errors import AccessError
 from sandbox.model import TenantName
-from sandbox.wire import PolicyInfo
+from sandbox.wire import PolicyApplication, PolicyChange, PolicyInfo
 
 router = APIRouter(prefix="/v1", tags=["policies"])
 
@@ -33,7 +33,7 @@ def list_policies(control: ControlDep, caller: Overseer) -> list[PolicyInfo]:
 
 @router.put("/policies/{tenant}")
 def apply_policy(
-    tenant: TenantName, request: tenant_policies.PolicyApplication, control: ControlDep, caller: Operator, *, dry_run: Annotated[bool, Query()] = False
-) -> tenant_policies.PolicyChange:
+    tenant: TenantName, request: PolicyApplication, control: ControlDep, caller: Operator, *, dry_run: Annotated[bool, Query()] = False
+) -> PolicyChange:
     """Bind a policy to a tenant. With ``dry_run``, change nothing and say what would happen to waiting leases."""
     return tenant_policies.apply_policy(control, caller, tenant, b64decode(request.raw), dry_run=dry_run)
