@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all (0 where that is not known)."""
 
+TABLE_WIDTH = 500
+
 
 class Failed(Exception):  # noqa: N818  (not an error of its own: it carries one, with the document to print beside it)
     """A command's whole answer is a document that says no; ``error`` says why."""
@@ -92,10 +94,11 @@ class Console:
 
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in rows[0]:
-            table.add_column(column, overflow="fold")
+            table.add_column(column, no_wrap=True)
         for row in rows:
             table.add_row(*(Text(shown(value)) for value in row.values()))
-        self.rich(stderr=False).print(table)
+        # Ids must stay whole, to be copied and to be read by scripts: the terminal may wrap a long line, the table never does.
+        self.rich(stderr=False, width=TABLE_WIDTH).print(table, soft_wrap=True)
 
     def fields(self, values: Mapping[str, object]) -> None:
         """Print ``name  value`` lines on stdout, aligned."""
@@ -131,11 +134,11 @@ class Console:
         for line, style in problem.lines():
             self.rich().print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def rich(self, *, stderr: bool = True) -> RichConsole:
-        """Return a Rich console on stderr (or stdout) as it is now."""
+    def rich(self, *, stderr: bool = True, width: int | None = None) -> RichConsole:
+        """Return a Rich console on stderr (or stdout) as it is now; ``width`` of None is the terminal's."""
         from rich.console import Console as RichConsole
 
-        return RichConsole(stderr=stderr)
+        return RichConsole(stderr=stderr, width=width)
 
 
 _current: ContextVar[Console | None] = ContextVar("console", default=None)
