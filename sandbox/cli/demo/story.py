@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ class Story:
         self.node = str(made["node"])
         self._start("node", operator, ["node", "run", "--data", str(data / "node")])
         self.node_key = str(made["public_key"])
+        with screen.busy("waiting for the node to register"), Client(self.server, self._token(self.operator)) as client:
+            while not client.nodes():
+                self.programs.check("node")
+                time.sleep(0.05)
         return image
 
     def _customer_sets_up(self) -> None:
