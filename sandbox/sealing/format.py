@@ -169,7 +169,13 @@ class Header:
 
 
 def new_core(
-    *, bundle_id: str, labels: Mapping[str, str], payload_size: int, index_size: int, signer: VerifyKey, to: tuple[str, ...], at: datetime | None = None
+    *,
+    bundle_id: str,
+    labels: Mapping[str, str],
+    payload_size: int,
+    index_size: int,
+    signer: VerifyKey,
+    to: tuple[str, ...],
 ) -> Core:
     """Describe a bundle about to be written. Raises ``InputError`` for too many recipients, none, or unacceptable labels."""
     if not 1 <= len(to) <= MAX_RECIPIENTS or len(set(to)) != len(to):
@@ -178,7 +184,7 @@ def new_core(
     if payload_size > MAX_PAYLOAD_BYTES or index_size > MAX_INDEX_BYTES:
         raise LimitError("too much for one bundle", rule="bundle-size", seen=f"{payload_size} and {index_size} bytes",
                          wanted=f"≤ {MAX_PAYLOAD_BYTES} bytes of payload and {MAX_INDEX_BYTES} of index", fix="seal it in parts")  # fmt: skip
-    moment = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     try:
         checked = check_labels(dict(labels))
     except BundleError as error:
@@ -202,7 +208,9 @@ def read_header(source: BinaryIO | bytes) -> Header:
     """
     raw = source[:MAX_HEADER_BYTES] if isinstance(source, bytes) else _read_up_to(source, MAX_HEADER_BYTES)
     if not raw.startswith(MAGIC):
-        raise BundleError("not a Sealrig bundle", rule="bundle-magic", seen=repr(raw[: len(MAGIC)]), wanted=repr(MAGIC), fix="name a file made by 'seal'")
+        raise BundleError(
+            "not a Sealrig bundle", rule="bundle-magic", seen=repr(raw[: len(MAGIC)]), wanted=repr(MAGIC), fix="name a file made by 'seal'"
+        )
     length = int.from_bytes(raw[len(MAGIC) : _PREFIX_BYTES], "big")
     end = _PREFIX_BYTES + length
     payload_offset = end + -end % ALIGNMENT

@@ -95,4 +95,6 @@ def _message(header: Header, digest: bytes) -> bytes:
 
 
 def _unsound(seen: str, wanted: str) -> BundleError:
-    return BundleError("the bundle's index is not sound", rule="bundle-index", seen=seen, wanted=wanted, fix="get the bundle again from its source")
+    return BundleError(
+        "the bundle's index is not sound", rule="bundle-index", seen=seen, wanted=wanted, fix="get the bundle again from its source"
+    )

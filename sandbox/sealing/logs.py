@@ -42,7 +42,9 @@ class LogSealer:
     def seal(self, data: bytes, *, final: bool = False) -> bytes:
         """Return the next chunk. Raises ``LimitError`` above ``MAX_TEXT_BYTES`` and ``StateError`` after the final one."""
         if self._ended:
-            raise StateError("the log has ended", rule="log-order", seen="another chunk", wanted="nothing after the final chunk", fix="start a new log")
+            raise StateError(
+                "the log has ended", rule="log-order", seen="another chunk", wanted="nothing after the final chunk", fix="start a new log"
+            )
         if len(data) > MAX_TEXT_BYTES:
             raise LimitError("the log chunk is too large", rule="log-chunk", seen=f"{len(data)} bytes", wanted=f"≤ {MAX_TEXT_BYTES} bytes",
                              fix="seal it in pieces")  # fmt: skip

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,11 @@ class OpenResult:
     files: int
     size: int
     header: Header
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The bundle's public labels."""
+        return self.header.labels
 
 
 def open_bundle(
@@ -245,9 +250,13 @@ class _Staging:
         self._inside = dest.is_symlink() or dest.exists()
         if self._inside and (not dest.is_dir() or any(dest.iterdir())):
             seen = "a folder with something in it" if dest.is_dir() else "something that is no folder"
-            raise InputError(f"{dest} is not an empty folder", rule="open-dest", seen=seen, wanted="a new or empty folder", fix="choose another folder")
+            raise InputError(
+                f"{dest} is not an empty folder", rule="open-dest", seen=seen, wanted="a new or empty folder", fix="choose another folder"
+            )
         if not self._inside and not dest.parent.is_dir():
-            raise InputError(f"{dest.parent} is not a folder", rule="open-dest", seen="no folder", wanted="an existing folder", fix="make it first")
+            raise InputError(
+                f"{dest.parent} is not a folder", rule="open-dest", seen="no folder", wanted="an existing folder", fix="make it first"
+            )
         # A destination that exists may be a mount point, onto which nothing can be renamed: then work inside it.
         name = f".sealrig-{secrets.token_hex(8)}.part"
         self._path = dest / name if self._inside else dest.parent / name

@@ -68,7 +68,7 @@ def sealed_range(batch: Batch, stream: Stream) -> tuple[int, int]:
 def run(stream: Stream, stages: Sequence[Stage]) -> None:
     """Pass every batch of a stream through ``stages`` in order; the first runs in the calling thread. The first error ends all and is raised."""
     free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
-    for _ in range(RING):
+    for _ in range(min(RING, -(-stream.segments // BATCH_SEGMENTS))):
         free.put(Batch())
     queues: list[queue.SimpleQueue[Batch | None]] = [queue.SimpleQueue() for _ in stages[1:]]
     stop = threading.Event()

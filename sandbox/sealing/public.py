@@ -63,7 +63,9 @@ class IdentityPublic:
             raise InputError("not a public identity", rule="identity", seen=str(error.message), wanted=wanted,
                              fix="copy identity.pub whole") from error  # fmt: skip
         if len(raw) != KEM_PUBLIC_BYTES + ED25519_BYTES:
-            raise InputError("not a public identity", rule="identity", seen=f"{len(raw)} bytes", wanted=wanted, fix="copy identity.pub whole")
+            raise InputError(
+                "not a public identity", rule="identity", seen=f"{len(raw)} bytes", wanted=wanted, fix="copy identity.pub whole"
+            )
         return cls(raw[:KEM_PUBLIC_BYTES], VerifyKey(raw[KEM_PUBLIC_BYTES:]))
 
     @property

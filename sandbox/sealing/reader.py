@@ -73,7 +73,9 @@ class BundleReader:
         self.header.require_size(source.size)
         self._key = data_key(self.header, key) if isinstance(key, Identity) else key
         offset = self.header.payload_offset
-        self.payload = Stream(self._key, source.read_at(offset, STREAM_HEADER_BYTES), self.header.payload_aad, plain_size(self.header.payload_size))
+        self.payload = Stream(
+            self._key, source.read_at(offset, STREAM_HEADER_BYTES), self.header.payload_aad, plain_size(self.header.payload_size)
+        )
         self._entries: dict[bytes, Entry] | None = None
         self._segments: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()

@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 
 from blake3 import blake3
@@ -22,7 +21,7 @@ from sandbox.sealing.keys import DataKey, IdentityPublic
 from sandbox.sealing.output import Output
 from sandbox.sealing.pipeline import Batch, run, sealed_range, segments_of
 from sandbox.sealing.scan import Found, Scan, changed, check_unchanged, scan, state_of
-from sandbox.sealing.stream import Stream, StreamWriter, sealed_size
+from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
 
 _EMPTY = blake3().digest()
@@ -41,17 +40,6 @@ class SealResult:
     skipped: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """What is random or the clock's in a bundle, fixed: for golden vectors only, since reusing a salt and key with other data breaks both."""
-
-    bundle_id: str
-    at: datetime
-    key: DataKey
-    payload_header: bytes
-    index_header: bytes
-
-
 def seal(
     sources: Sequence[Path],
     out: Path,
@@ -61,7 +49,6 @@ def seal(
     labels: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     lenient: bool = False,
-    fixed: Fixed | None = None,
 ) -> SealResult:
     """Seal files and folders into a new bundle at ``out``, durable when this returns; nothing is at ``out`` before that.
 
@@ -73,22 +60,21 @@ def seal(
     seen = scan(sources, lenient=lenient)
     entries, plain = _lay_out(seen)
     core = new_core(
-        bundle_id=fixed.bundle_id if fixed else secrets.token_hex(16),
+        bundle_id=secrets.token_hex(16),
         labels=labels or {},
         payload_size=sealed_size(plain),
         index_size=sealed_size(index_size(entries, len(entries))),
         signer=signer.public,
         to=tuple(recipient.fingerprint for recipient in recipients),
-        at=fixed.at if fixed else None,
     )
-    key = fixed.key if fixed else DataKey.generate()
+    key = DataKey.generate()
     raw, header = write_header(core, tuple(recipient.wrap(key.raw, core.wrap_info) for recipient in recipients), signer)
     with Output(out, header.total_size) as output:
         output.write(raw)
-        payload = Stream(key, fixed.payload_header, header.payload_aad, plain) if fixed else Stream.fresh(key, header.payload_aad, plain)
+        payload = Stream.fresh(key, header.payload_aad, plain)
         digests = _write_payload(payload, seen, entries, output, progress)
         final = _with_digests(entries, digests)
-        _write_index(final, header, key, signer, output, fixed)
+        _write_index(final, header, key, signer, output)
         check_unchanged(seen)
         output.commit()
     files = sum(entry.kind is Kind.FILE for entry in entries)
@@ -98,7 +84,9 @@ def seal(
 
 def _check_places(sources: Sequence[Path], out: Path) -> None:
     if out.is_symlink() or out.exists():
-        raise InputError(f"{out} exists already", rule="output", seen="an existing file", wanted="a new name", fix="choose another name or remove it")
+        raise InputError(
+            f"{out} exists already", rule="output", seen="an existing file", wanted="a new name", fix="choose another name or remove it"
+        )
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a folder", rule="output", seen="no folder", wanted="an existing folder", fix="make it first")
     folder = out.parent.resolve()
@@ -148,18 +136,11 @@ def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output:
     return hasher.digests
 
 
-def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: SigningKey, output: Output, fixed: Fixed | None) -> None:
-    size = _plain_index_size(header)
-    stream = Stream(key, fixed.index_header, header.index_aad, size) if fixed else Stream.fresh(key, header.index_aad, size)
+def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: SigningKey, output: Output) -> None:
+    stream = Stream.fresh(key, header.index_aad, plain_size(header.index_size))
     writer = StreamWriter(stream, output.write)
     for line in write_index(final, header, signer):
         writer.write(line)
-
-
-def _plain_index_size(header: Header) -> int:
-    from sandbox.sealing.stream import plain_size
-
-    return plain_size(header.index_size)
 
 
 @dataclass

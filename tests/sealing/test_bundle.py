@@ -78,7 +78,9 @@ def test_only_an_accepted_signer_is_opened(sealed, tmp_path, alice, bob):
     open_bundle(sealed.path, tmp_path / "out", key=alice, signers=[alice.signing_key.public])
 
 
-@pytest.mark.parametrize("span", [(0, 0), (0, 1), (1048519, 1048521), (5, 2_000_000), (2_097_151, None), (0, None), (9_999_999, 10_000_000)])
+@pytest.mark.parametrize(
+    "span", [(0, 0), (0, 1), (1048519, 1048521), (5, 2_000_000), (2_097_151, None), (0, None), (9_999_999, 10_000_000)]
+)
 def test_ranges_read_what_the_file_holds(sealed, alice, span):
     name = "a/deep/er/three-segments"
     want = (sealed.path.parent / "src" / name).read_bytes()[span[0] : span[1]]
