@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from sandbox.control.core import Control
@@ -42,10 +42,17 @@ def authenticate(control: Control, secret: str) -> Caller:
     """Return who ``secret`` belongs to. Raises ``AuthenticationError``, the same for unknown, revoked and expired."""
     if not secret.startswith(PREFIX) or len(secret) > MAX_TOKEN_CHARS:
         raise _no_token()
+    return _live_caller(control, TokenRow.hash == _hash(secret))
+
+
+def caller_of_token(control: Control, token: str) -> Caller:
+    """Return who a token's id belongs to, for a session that the token opened. Raises ``AuthenticationError`` once the token ended."""
+    return _live_caller(control, TokenRow.id == token)
+
+
+def _live_caller(control: Control, condition: ColumnElement[bool]) -> Caller:
     with control.database.read() as session:
-        found = session.execute(
-            select(TokenRow, TenantRow.ref).join(TenantRow, TenantRow.name == TokenRow.tenant).where(TokenRow.hash == _hash(secret))
-        ).first()
+        found = session.execute(select(TokenRow, TenantRow.ref).join(TenantRow, TenantRow.name == TokenRow.tenant).where(condition)).first()
     if found is None:
         raise _no_token()
     row, ref = found.tuple()
@@ -59,9 +66,18 @@ def issue_token(control: Control, request: TokenRequest, *, actor: str) -> Token
     secret = PREFIX + secrets.token_urlsafe(32)
     at = control.now()
     expires = at + timedelta(seconds=request.ttl_seconds) if request.ttl_seconds else None
-    row = TokenRow(id=new_id("token"), hash=_hash(secret), role=request.role, tenant=request.tenant, node=None, created_at=at, expires_at=expires, revoked_at=None)
+    row = TokenRow(
+        id=new_id("token"),
+        hash=_hash(secret),
+        role=request.role,
+        tenant=request.tenant,
+        node=None,
+        created_at=at,
+        expires_at=expires,
+        revoked_at=None,
+    )
     with control.database.write() as session:
-        tenant = ensure_tenant(control, session, request.tenant, actor=actor)
+        tenant = ensure_tenant(control, session, request.tenant)
         session.add(row)
         control.journal.record(session, "token.issued", actor=actor, tenant_ref=tenant.ref, resource=row.id, at=at, outcome=row.role)
     control.acknowledge()
@@ -79,7 +95,9 @@ def revoke_token(control: Control, token: str, *, actor: str) -> TokenInfo:
     with control.database.write() as session:
         row = session.get(TokenRow, token, with_for_update=True)
         if row is None:
-            raise NotFoundError("no such token", rule="token", seen=token[:80], wanted="a token of this server", fix="see 'sealrig token list'")
+            raise NotFoundError(
+                "no such token", rule="token", seen=token[:80], wanted="a token of this server", fix="see 'sealrig token list'"
+            )
         if row.revoked_at is None:
             row.revoked_at = control.now()
             ref = session.scalars(select(TenantRow.ref).where(TenantRow.name == row.tenant)).one()
@@ -88,7 +106,7 @@ def revoke_token(control: Control, token: str, *, actor: str) -> TokenInfo:
     return token_info(row)
 
 
-def ensure_tenant(control: Control, session: Session, name: str, *, actor: str) -> TenantRow:
+def ensure_tenant(control: Control, session: Session, name: str) -> TenantRow:
     """Return the tenant, made with the server's default policy where it is new."""
     row = session.get(TenantRow, name)
     if row is not None:
@@ -113,7 +131,14 @@ def ensure_policy(session: Session, digest: str, name: str, raw: bytes, at: date
 
 def token_info(row: TokenRow) -> TokenInfo:
     """Return a token as it may be shown."""
-    return TokenInfo(id=row.id, role=cast("Role", row.role), tenant=row.tenant, created_at=row.created_at, expires_at=row.expires_at, revoked_at=row.revoked_at)
+    return TokenInfo(
+        id=row.id,
+        role=cast("Role", row.role),
+        tenant=row.tenant,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )
 
 
 def _hash(secret: str) -> str:

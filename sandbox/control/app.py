@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from sandbox.control.api import audit, bundles, health, leases, nodes, people, policies, problems, uploads
 from sandbox.control.api.bounds import BoundedBodies, Counted
 from sandbox.control.core import Control
+from sandbox.control.web.pages import console_router
 
 
 def create_app(control: Control) -> FastAPI:
@@ -28,6 +29,7 @@ def create_app(control: Control) -> FastAPI:
     app.state.uploads_busy = set()
     for topic in (health, people, policies, uploads, bundles, leases, nodes, audit):
         app.include_router(topic.router)
+    app.include_router(console_router(control))
     problems.install(app)
     app.add_middleware(BoundedBodies)
     app.add_middleware(Counted, metrics=control.metrics)
