@@ -15,15 +15,26 @@ if TYPE_CHECKING:
 
 def serve(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Everything the server keeps; made where it is missing.")],
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; other than loopback needs TLS.")] = "127.0.0.1:8470",
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; other than loopback needs TLS.")
+    ] = "127.0.0.1:8470",
     database: Annotated[str, typer.Option("--database", metavar="URL", help="SQLite below --data if not given.", show_default=False)] = "",
-    store: Annotated[str, typer.Option("--store", metavar="URL", help="Where bundles are kept: a folder below --data if not given.", show_default=False)] = "",
+    store: Annotated[
+        str, typer.Option("--store", metavar="URL", help="Where bundles are kept: a folder below --data if not given.", show_default=False)
+    ] = "",
     policy: Annotated[
-        str, typer.Option("--policy", metavar="FILE|PROFILE", help="For tenants without a policy of their own: strict, standard, development, or a file.")
+        str,
+        typer.Option(
+            "--policy", metavar="FILE|PROFILE", help="For tenants without a policy of their own: strict, standard, development, or a file."
+        ),
     ] = "strict",
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM certificate chain.", show_default=False)] = None,
-    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM private key of the certificate.", show_default=False)] = None,
-    unsafe_development: Annotated[bool, typer.Option("--unsafe-development", help="Accept the development profile, which protects nobody.")] = False,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM private key of the certificate.", show_default=False)
+    ] = None,
+    unsafe_development: Annotated[
+        bool, typer.Option("--unsafe-development", help="Accept the development profile, which protects nobody.")
+    ] = False,
 ) -> None:
     """Run the control plane until it is told to stop. The first start writes an operator's token to DIR/operator.token."""
     from sandbox.control.server import parse_listen
@@ -54,10 +65,17 @@ def _policy(text: str, *, unsafe: bool) -> LoadedPolicy:
     else:
         path = Path(text)
         if not path.is_file():
-            raise UsageError("no such policy", rule="policy", seen=text[:200], wanted=f"a file, or one of {', '.join(PROFILES)}", fix="correct --policy")
+            raise UsageError(
+                "no such policy", rule="policy", seen=text[:200], wanted=f"a file, or one of {', '.join(PROFILES)}", fix="correct --policy"
+            )
         with path.open("rb") as file:
             loaded = load_policy(file.read(POLICY_MAX_BYTES + 1))
     if loaded.name == UNSAFE and not unsafe:
-        raise UsageError("the development profile protects nobody", rule="policy-unsafe", seen=loaded.name, wanted="strict, standard or your own",
-                         fix="add --unsafe-development, on a machine where nothing matters")  # fmt: skip
+        raise UsageError(
+            "the development profile protects nobody",
+            rule="policy-unsafe",
+            seen=loaded.name,
+            wanted="strict, standard or your own",
+            fix="add --unsafe-development, on a machine where nothing matters",
+        )
     return loaded

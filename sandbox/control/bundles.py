@@ -30,7 +30,9 @@ class Content:
 def list_bundles(control: Control, caller: Caller, limit: int, after: str | None) -> list[BundleInfo]:
     """Return the caller's bundles (all for operators and auditors) by digest; ``after`` is the last digest of the page before."""
     with control.database.read() as session:
-        query = select(BundleRow.digest, BundleRow.size, func.min(BundleOwnerRow.created_at)).join(BundleOwnerRow, BundleOwnerRow.digest == BundleRow.digest)
+        query = select(BundleRow.digest, BundleRow.size, func.min(BundleOwnerRow.created_at)).join(
+            BundleOwnerRow, BundleOwnerRow.digest == BundleRow.digest
+        )
         if not caller.sees_all:
             query = query.where(BundleOwnerRow.tenant == caller.tenant)
         if after is not None:
@@ -71,11 +73,21 @@ def delete_bundle(control: Control, caller: Caller, digest: str) -> None:
             raise no_bundle(digest)
         live = [state.value for state in TERMINAL]
         reads = select(LeaseRow.id).join(LeaseInputRow, LeaseInputRow.lease == LeaseRow.id)
-        used = session.scalars(reads.where(LeaseInputRow.digest == digest, LeaseRow.tenant == caller.tenant, LeaseRow.state.not_in(live))).first()
+        used = session.scalars(
+            reads.where(LeaseInputRow.digest == digest, LeaseRow.tenant == caller.tenant, LeaseRow.state.not_in(live))
+        ).first()
         if used is not None:
-            raise StateError("a lease needs this bundle", rule="bundle-in-use", seen=used, wanted="no lease that reads it", fix="wait for the lease to end, or cancel it")
+            raise StateError(
+                "a lease needs this bundle",
+                rule="bundle-in-use",
+                seen=used,
+                wanted="no lease that reads it",
+                fix="wait for the lease to end, or cancel it",
+            )
         session.delete(owner)
-        control.journal.record(session, "bundle.deleted", actor=caller.token, tenant_ref=caller.tenant_ref, resource=digest, at=control.now())
+        control.journal.record(
+            session, "bundle.deleted", actor=caller.token, tenant_ref=caller.tenant_ref, resource=digest, at=control.now()
+        )
     control.acknowledge()
     collect_garbage(control)
 
@@ -86,7 +98,10 @@ def collect_garbage(control: Control) -> None:
     The row stays until the bytes are gone, so that a crash in between is mended by the next call; both happen under the write lock, so that
     nobody becomes an owner meanwhile.
     """
-    kept = [BundleRow.digest.not_in(select(BundleOwnerRow.digest)), BundleRow.digest.not_in(select(UploadRow.digest).where(UploadRow.verified, UploadRow.done.is_(False)))]
+    kept = [
+        BundleRow.digest.not_in(select(BundleOwnerRow.digest)),
+        BundleRow.digest.not_in(select(UploadRow.digest).where(UploadRow.verified, UploadRow.done.is_(False))),
+    ]
     with control.database.read() as session:
         orphans = list(session.scalars(select(BundleRow.digest).where(*kept)))
     for digest in orphans:
@@ -103,7 +118,9 @@ def collect_garbage(control: Control) -> None:
 
 def no_bundle(digest: str) -> NotFoundError:
     """Return the answer for a bundle that does not exist, or not for this caller."""
-    return NotFoundError("no such bundle", rule="bundle", seen=digest[:80], wanted="a bundle of your tenant", fix="see 'sealrig bundle list'")
+    return NotFoundError(
+        "no such bundle", rule="bundle", seen=digest[:80], wanted="a bundle of your tenant", fix="see 'sealrig bundle list'"
+    )
 
 
 def _may_see(session: Session, caller: Caller, digest: str) -> bool:
@@ -117,4 +134,7 @@ def _may_read(session: Session, caller: Caller, digest: str) -> bool:
         return False
     reads = select(LeaseRow.id).join(LeaseInputRow, LeaseInputRow.lease == LeaseRow.id)
     held = [state.value for state in ON_NODE]
-    return session.scalars(reads.where(LeaseInputRow.digest == digest, LeaseRow.node == caller.node, LeaseRow.state.in_(held))).first() is not None
+    return (
+        session.scalars(reads.where(LeaseInputRow.digest == digest, LeaseRow.node == caller.node, LeaseRow.state.in_(held))).first()
+        is not None
+    )

@@ -90,8 +90,13 @@ def _only_one(settings: ControlSettings) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError("another control plane serves this data folder", rule="data-folder", seen=f"{settings.data} is locked",
-                             wanted="one server a folder", fix="stop the other one, or give this one its own --data") from error  # fmt: skip
+            raise UsageError(
+                "another control plane serves this data folder",
+                rule="data-folder",
+                seen=f"{settings.data} is locked",
+                wanted="one server a folder",
+                fix="stop the other one, or give this one its own --data",
+            ) from error
         yield
     finally:
         os.close(fd)

@@ -23,9 +23,17 @@ def enrol(control: Control, caller: Caller, text: str) -> bool:
         new = session.scalars(mine.where(IdentityRow.digest == digest)).one_or_none() is None
         if new:
             if (session.scalar(select(func.count()).select_from(mine.subquery())) or 0) >= most:
-                raise LimitError("too many identities", rule="identities-per-tenant", seen=f"{most} identities", wanted=f"at most {most}", fix="ask the operator")
+                raise LimitError(
+                    "too many identities",
+                    rule="identities-per-tenant",
+                    seen=f"{most} identities",
+                    wanted=f"at most {most}",
+                    fix="ask the operator",
+                )
             at = control.now()
-            session.add(IdentityRow(tenant=caller.tenant, digest=digest, text=identity.text, verify_key=identity.verify_key.text, created_at=at))
+            session.add(
+                IdentityRow(tenant=caller.tenant, digest=digest, text=identity.text, verify_key=identity.verify_key.text, created_at=at)
+            )
             control.journal.record(session, "identity.enrolled", actor=caller.token, tenant_ref=caller.tenant_ref, resource=digest, at=at)
     control.acknowledge()
     return new
@@ -44,8 +52,15 @@ def customer_key(control: Control, tenant: str, identity: object) -> VerifyKey:
     if isinstance(identity, str):
         with control.database.read() as session:
             digest = sha256_digest(identity.encode())
-            found = session.scalars(select(IdentityRow.verify_key).where(IdentityRow.tenant == tenant, IdentityRow.digest == digest)).one_or_none()
+            found = session.scalars(
+                select(IdentityRow.verify_key).where(IdentityRow.tenant == tenant, IdentityRow.digest == digest)
+            ).one_or_none()
     if found is None:
-        raise JobError("the identity that signed this is not enrolled for your tenant", rule="job-identity", seen=str(identity)[:60],
-                       wanted="an identity that this tenant has enrolled", fix="submit with the enrolled key, or enrol this one")  # fmt: skip
+        raise JobError(
+            "the identity that signed this is not enrolled for your tenant",
+            rule="job-identity",
+            seen=str(identity)[:60],
+            wanted="an identity that this tenant has enrolled",
+            fix="submit with the enrolled key, or enrol this one",
+        )
     return VerifyKey.from_text(found)

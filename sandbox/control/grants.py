@@ -32,8 +32,8 @@ from sandbox.lifecycle import LeaseState, Outcome
 def unlock(control: Control, caller: Caller, lease_id: str, envelope: Envelope) -> None:
     """Take the grant for an attested lease; the same grant again is the same as once.
 
-    Raises ``SignatureError``, ``InputError`` (not for this lease), ``StateError`` (not attested, or another grant is there), or ``DeniedError``
-    when the policy refuses this node: the lease is then on its way to ``denied``.
+    Raises ``SignatureError``, ``InputError`` (not for this lease), ``StateError`` (not attested, or another grant is there),
+    or ``DeniedError`` when the policy refuses this node: the lease is then on its way to ``denied``.
     """
     raw = envelope.to_bytes()
     with control.database.write() as session:
@@ -54,7 +54,12 @@ def unlock(control: Control, caller: Caller, lease_id: str, envelope: Envelope) 
                 ask_end(control, session, lease, Outcome.DENIED, actor=SERVER)
     control.acknowledge(lease_id, f"node:{lease.node}")
     if not admission.allowed:
-        raise DeniedError("the policy does not allow this job on this node", rule="policy", lease=lease_id, reasons=[each.model_dump() for each in admission.reasons])
+        raise DeniedError(
+            "the policy does not allow this job on this node",
+            rule="policy",
+            lease=lease_id,
+            reasons=[each.model_dump() for each in admission.reasons],
+        )
 
 
 def _evidence(session: Session, lease: str) -> tuple[str, Evidence]:
@@ -76,16 +81,34 @@ def _check(control: Control, session: Session, grant: Grant, lease: LeaseRow, at
         ("grant-bundles", ", ".join(named)[:500], ", ".join(inputs)[:500]),
     ):
         if seen != wanted:
-            raise InputError("this grant is not for this lease", rule=rule, seen=seen, wanted=wanted, fix="grant what the evidence of this very lease asks for")
+            raise InputError(
+                "this grant is not for this lease",
+                rule=rule,
+                seen=seen,
+                wanted=wanted,
+                fix="grant what the evidence of this very lease asks for",
+            )
     if grant.expires_at <= control.now():
-        raise InputError("this grant has expired", rule="grant-expiry", seen=grant.expires_at.isoformat(), wanted="a time to come", fix="make a new grant")
+        raise InputError(
+            "this grant has expired",
+            rule="grant-expiry",
+            seen=grant.expires_at.isoformat(),
+            wanted="a time to come",
+            fix="make a new grant",
+        )
 
 
 def _ask_again(session: Session, lease: LeaseRow, evidence: Evidence) -> Admission:
     policy, job = document(session, lease.id, "policy"), document(session, lease.id, "job")
     node = session.get(NodeRow, lease.node)
     if policy is None or job is None or node is None:
-        raise StateError("the lease is not complete", rule="lease-documents", seen="a document is missing", wanted="job, policy and node", fix="report this to the operator")
+        raise StateError(
+            "the lease is not complete",
+            rule="lease-documents",
+            seen="a document is missing",
+            wanted="job, policy and node",
+            fix="report this to the operator",
+        )
     payload = Envelope.from_bytes(job).payload
     parse_json(payload)
     return admit(policy, parse_statement(payload), lease.tenant, node_facts(node, evidence))

@@ -47,7 +47,14 @@ class Journal:
             outcome=outcome, tenant_ref=tenant_ref, evidence=evidence,
         )  # fmt: skip
         row = EventRow(
-            leaf_id=leaf.id, type=kind, actor=actor, tenant_ref=tenant_ref or "", resource=resource, occurred_at=at, leaf=leaf.to_bytes(), log_index=None
+            leaf_id=leaf.id,
+            type=kind,
+            actor=actor,
+            tenant_ref=tenant_ref or "",
+            resource=resource,
+            occurred_at=at,
+            leaf=leaf.to_bytes(),
+            log_index=None,
         )
         session.add(row)
         session.flush()
@@ -67,5 +74,7 @@ class Journal:
 
     def _pending(self) -> list[tuple[int, bytes]]:
         with self._database.read() as session:
-            found = session.execute(select(EventRow.id, EventRow.leaf).where(EventRow.log_index.is_(None)).order_by(EventRow.id).limit(BATCH))
+            found = session.execute(
+                select(EventRow.id, EventRow.leaf).where(EventRow.log_index.is_(None)).order_by(EventRow.id).limit(BATCH)
+            )
             return [(row.id, row.leaf) for row in found]

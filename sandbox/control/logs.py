@@ -15,7 +15,7 @@ from sandbox.lifecycle import ON_NODE, LeaseState
 _TAKES_LOGS = {state.value for state in ON_NODE - {LeaseState.WIPING}}
 
 
-def take_chunk(control: Control, caller: Caller, node_id: str, lease_id: str, seq: int, data: bytes) -> None:
+def take_chunk(control: Control, caller: Caller, *, node_id: str, lease_id: str, seq: int, data: bytes) -> None:
     """Keep one chunk. The same chunk twice is one; other bytes under the same number are refused, as is a lease that is being wiped."""
     limits = control.settings.limits
     with control.database.write() as session:
@@ -26,13 +26,26 @@ def take_chunk(control: Control, caller: Caller, node_id: str, lease_id: str, se
         known = session.get(LogChunkRow, (lease_id, seq))
         if known is not None:
             if known.data != data:
-                raise StateError("this chunk is there with other bytes", rule="log-chunk", seen=f"chunk {seq}", wanted="the same bytes for the same number", fix="go on with the next number")
+                raise StateError(
+                    "this chunk is there with other bytes",
+                    rule="log-chunk",
+                    seen=f"chunk {seq}",
+                    wanted="the same bytes for the same number",
+                    fix="go on with the next number",
+                )
             return
         if lease.state not in _TAKES_LOGS:
-            raise StateError("this lease takes no more output", rule="lease-state", seen=lease.state, wanted="a lease that runs", fix="stop sending")
+            raise StateError(
+                "this lease takes no more output", rule="lease-state", seen=lease.state, wanted="a lease that runs", fix="stop sending"
+            )
         held = session.scalar(select(func.coalesce(func.sum(func.length(LogChunkRow.data)), 0)).where(LogChunkRow.lease == lease_id))
         if int(held or 0) + len(data) > limits.log_bytes_per_lease or seq >= limits.log_chunks_per_lease:
-            raise LimitError("the output of this lease is too long", rule="log-bytes-per-lease", seen=f"{held} bytes, chunk {seq}", wanted=f"at most {limits.log_bytes_per_lease} bytes",
-                             fix="write less to stdout; results belong into /out")  # fmt: skip
+            raise LimitError(
+                "the output of this lease is too long",
+                rule="log-bytes-per-lease",
+                seen=f"{held} bytes, chunk {seq}",
+                wanted=f"at most {limits.log_bytes_per_lease} bytes",
+                fix="write less to stdout; results belong into /out",
+            )
         session.add(LogChunkRow(lease=lease_id, seq=seq, data=data))
     control.bell.ring(f"logs:{lease_id}")

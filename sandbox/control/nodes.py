@@ -34,13 +34,22 @@ def register(control: Control, caller: Caller, node_id: str, registration: NodeR
     with control.database.write() as session:
         _bind_token(session, caller, node_id, at)
         node = session.get(NodeRow, node_id, with_for_update=True)
-        said = {"version": registration.version, "capacity": registration.capacity.model_dump(mode="json"), "inventory": registration.inventory}
+        said = {
+            "version": registration.version,
+            "capacity": registration.capacity.model_dump(mode="json"),
+            "inventory": registration.inventory,
+        }
         if node is None:
             session.add(NodeRow(id=node_id, public_key=key, state="ready", detail="", stale=False, registered_at=at, last_seen=at, **said))
             control.journal.record(session, "node.registered", actor=caller.token, tenant_ref=caller.tenant_ref, resource=node_id, at=at)
         elif node.public_key != key:
-            raise StateError("this node is registered with another key", rule="node-key", seen=VerifyKey.from_text(key).key_id, wanted=VerifyKey.from_text(node.public_key).key_id,
-                             fix="a node with a new key is a new node: 'sealrig node init'")  # fmt: skip
+            raise StateError(
+                "this node is registered with another key",
+                rule="node-key",
+                seen=VerifyKey.from_text(key).key_id,
+                wanted=VerifyKey.from_text(node.public_key).key_id,
+                fix="a node with a new key is a new node: 'sealrig node init'",
+            )
         else:
             session.execute(update(NodeRow).where(NodeRow.id == node_id).values(last_seen=at, stale=False, **said))
     control.acknowledge("queue", f"node:{node_id}")
@@ -51,8 +60,13 @@ def _bind_token(session: Session, caller: Caller, node_id: str, at: datetime) ->
     live = (TokenRow.revoked_at.is_(None), or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > at))
     other = session.scalars(select(TokenRow.id).where(TokenRow.node == node_id, TokenRow.id != row.id, *live)).first()
     if (row.node is not None and row.node != node_id) or other is not None:
-        raise AccessError("this token is not this node's", rule="node-token", seen=row.node or "another token holds this node", wanted=node_id,
-                          fix="give each node its own token; revoke the old one first")  # fmt: skip
+        raise AccessError(
+            "this token is not this node's",
+            rule="node-token",
+            seen=row.node or "another token holds this node",
+            wanted=node_id,
+            fix="give each node its own token; revoke the old one first",
+        )
     row.node = node_id
 
 
@@ -91,7 +105,13 @@ def take_work(control: Control, caller: Caller, node_id: str, request: PollReque
 def _assignment(session: Session, lease: LeaseRow) -> Assignment:
     job, policy, grant = (document(session, lease.id, kind) for kind in ("job", "policy", "grant"))
     if job is None or policy is None:
-        raise StateError(f"lease {lease.id} is not complete", rule="lease-documents", seen="missing", wanted="job and policy", fix="report this to the operator")
+        raise StateError(
+            f"lease {lease.id} is not complete",
+            rule="lease-documents",
+            seen="missing",
+            wanted="job and policy",
+            fix="report this to the operator",
+        )
     return Assignment(
         lease=lease.id, state=LeaseState(lease.state), job=Envelope.from_bytes(job).to_json(), policy=b64encode(policy), nonce=lease.nonce,
         grant=Envelope.from_bytes(grant).to_json() if grant else None, end=Outcome(lease.ending) if lease.ending else None,
@@ -119,10 +139,16 @@ def _info(session: Session, caller: Caller, row: NodeRow) -> NodeInfo:
         mine = mine.where(LeaseRow.tenant == caller.tenant)
     stale = "not heard of for a while" if row.stale else ""
     return NodeInfo(
-        id=row.id, public_key=row.public_key, version=row.version, capacity=Capacity.model_validate(row.capacity), inventory=row.inventory,
-        state=cast("Literal['ready', 'quarantined']", row.state), detail="; ".join(filter(None, (row.detail, stale))), last_seen=row.last_seen,
+        id=row.id,
+        public_key=row.public_key,
+        version=row.version,
+        capacity=Capacity.model_validate(row.capacity),
+        inventory=row.inventory,
+        state=cast("Literal['ready', 'quarantined']", row.state),
+        detail="; ".join(filter(None, (row.detail, stale))),
+        last_seen=row.last_seen,
         leases=tuple(session.scalars(mine)),
-    )  # fmt: skip
+    )
 
 
 def quarantine(control: Control, caller: Caller, node_id: str) -> None:
@@ -144,7 +170,9 @@ def _change(control: Control, caller: Caller, node_id: str, state: str, detail: 
     control.acknowledge("queue", f"node:{node_id}")
 
 
-def set_node_state(control: Control, session: Session, node: NodeRow, state: str, detail: str, *, actor: str, evidence: DocumentRef | None = None) -> None:
+def set_node_state(
+    control: Control, session: Session, node: NodeRow, state: str, detail: str, *, actor: str, evidence: DocumentRef | None = None
+) -> None:
     """Change a node's state, with its audit event; a node that is in that state already stays as it is."""
     if node.state == state:
         return

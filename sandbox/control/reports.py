@@ -13,6 +13,7 @@ the end         wipe report and certificate by the node's key; the state must be
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from pydantic import ValidationError
@@ -46,44 +47,70 @@ def take_report(control: Control, caller: Caller, node_id: str, lease_id: str, e
         key = VerifyKey.from_text(node.public_key)
         report = _parse(envelope.verify(REPORT_PAYLOAD_TYPE, [key]))
         if (report.node, report.lease) != (node_id, lease_id):
-            raise InputError("this report is about something else", rule="report-subject", seen=f"{report.node} {report.lease}", wanted=f"{node_id} {lease_id}", fix="report to the lease's own address")
+            raise InputError(
+                "this report is about something else",
+                rule="report-subject",
+                seen=f"{report.node} {report.lease}",
+                wanted=f"{node_id} {lease_id}",
+                fix="report to the lease's own address",
+            )
         lease = session.get(LeaseRow, lease_id, with_for_update=True)
         if lease is None or lease.node != node_id:
             raise no_lease(lease_id)
         if lease.state != report.state.value:
             check_transition(lease_id, LeaseState(lease.state), report.state)
-            _STEPS[report.state](_Said(control, session, caller, node, key, report, envelope.to_bytes(), {k: b64decode(v) for k, v in report.documents.items()}), lease)
+            documents = {kind: b64decode(data) for kind, data in report.documents.items()}
+            _STEPS[report.state](_Said(control, session, node, key, report, envelope.to_bytes(), documents), lease)
     control.acknowledge(lease_id, f"node:{node_id}", "queue")
 
 
+@dataclass(frozen=True)
 class _Said:
     """One verified report with all that is needed to act on it."""
 
-    def __init__(
-        self, control: Control, session: Session, caller: Caller, node: NodeRow, key: VerifyKey, report: NodeReport, raw: bytes, documents: dict[DocumentKind, bytes],
-    ) -> None:  # fmt: skip
-        self.control, self.session, self.caller, self.node, self.key = control, session, caller, node, key
-        self.report, self.raw, self.documents = report, raw, documents
+    control: Control
+    session: Session
+    node: NodeRow
+    key: VerifyKey
+    report: NodeReport
+    raw: bytes
+    documents: dict[DocumentKind, bytes]
 
     def only(self, *kinds: DocumentKind) -> None:
         """Raise ``InputError`` unless the report carries exactly these documents."""
         if set(self.documents) != set(kinds):
-            raise InputError("a report with other documents than its state needs", rule="report-documents", seen=", ".join(sorted(self.documents)) or "none",
-                             wanted=", ".join(kinds) or "none", fix="send what this step produced")  # fmt: skip
+            raise InputError(
+                "a report with other documents than its state needs",
+                rule="report-documents",
+                seen=", ".join(sorted(self.documents)) or "none",
+                wanted=", ".join(kinds) or "none",
+                fix="send what this step produced",
+            )
 
     def signed(self, kind: DocumentKind, payload_type: str) -> tuple[Envelope, bytes]:
         """Return a document's envelope and its payload once the node is proven to have signed it, in its one spelling."""
         envelope = Envelope.from_bytes(self.documents[kind])
         if envelope.to_bytes() != self.documents[kind]:
-            raise InputError(f"the {kind} is not in canonical form", rule="report-canonical", seen="another spelling", wanted="RFC 8785 JSON", fix="send Envelope.to_bytes()")
+            raise InputError(
+                f"the {kind} is not in canonical form",
+                rule="report-canonical",
+                seen="another spelling",
+                wanted="RFC 8785 JSON",
+                fix="send Envelope.to_bytes()",
+            )
         return envelope, envelope.verify(payload_type, [self.key])
 
     def same(self, kind: str, **pairs: tuple[object, object]) -> None:
         """Raise ``InputError`` naming the first pair (seen, wanted) that differs."""
         for name, (seen, wanted) in pairs.items():
             if seen != wanted:
-                raise InputError(f"the {kind} does not fit this lease", rule=f"{kind}-{name.replace('_', '-')}", seen=str(seen)[:200], wanted=str(wanted)[:200],
-                                 fix="make it anew for this lease")  # fmt: skip
+                raise InputError(
+                    f"the {kind} does not fit this lease",
+                    rule=f"{kind}-{name.replace('_', '-')}",
+                    seen=str(seen)[:200],
+                    wanted=str(wanted)[:200],
+                    fix="make it anew for this lease",
+                )
 
 
 def _parse(payload: bytes) -> NodeReport:
@@ -92,25 +119,45 @@ def _parse(payload: bytes) -> NodeReport:
         return NodeReport.model_validate_json(payload)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InputError("not a report", rule="report-schema", seen=str(first["loc"])[:200], wanted=first["msg"][:200], fix="run the same version on node and server") from error
+        raise InputError(
+            "not a report",
+            rule="report-schema",
+            seen=str(first["loc"])[:200],
+            wanted=first["msg"][:200],
+            fix="run the same version on node and server",
+        ) from error
 
 
 def _attested(said: _Said, lease: LeaseRow) -> None:
     said.only("evidence", "plan")
     require_state(lease, S.PLACED)
     if lease.nonce is None:
-        raise StateError("the customer's agent has not asked yet", rule="nonce", seen="no nonce", wanted="a nonce", fix="wait for the nonce")
+        raise StateError(
+            "the customer's agent has not asked yet", rule="nonce", seen="no nonce", wanted="a nonce", fix="wait for the nonce"
+        )
     _, payload = said.signed("evidence", EVIDENCE_PAYLOAD_TYPE)
     evidence = Evidence.from_payload(payload)
     said.same(
-        "evidence", lease=(evidence.lease, lease.id), node=(evidence.node, said.node.id), node_key=(evidence.node_key, said.node.public_key),
-        nonce=(evidence.nonce, lease.nonce), job=(evidence.job_digest, lease.job_digest), policy=(evidence.policy_digest, lease.policy_digest),
-        image=(evidence.image, lease.image), plan=(evidence.plan_digest, sha256_digest(said.documents["plan"])),
-    )  # fmt: skip
+        "evidence",
+        lease=(evidence.lease, lease.id),
+        node=(evidence.node, said.node.id),
+        node_key=(evidence.node_key, said.node.public_key),
+        nonce=(evidence.nonce, lease.nonce),
+        job=(evidence.job_digest, lease.job_digest),
+        policy=(evidence.policy_digest, lease.policy_digest),
+        image=(evidence.image, lease.image),
+        plan=(evidence.plan_digest, sha256_digest(said.documents["plan"])),
+    )
     ref = keep(said.session, lease.id, "evidence", said.documents["evidence"])
     keep(said.session, lease.id, "plan", said.documents["plan"], PLAN_MEDIA)
     # What the server itself can vouch for is the node's registered key; hardware evidence is judged by the customer's own trust file.
-    _advance(said, lease, ref, level=Level.SOFTWARE.label, deadline=said.control.now() + timedelta(seconds=said.control.settings.limits.release_seconds))
+    _advance(
+        said,
+        lease,
+        ref,
+        level=Level.SOFTWARE.label,
+        deadline=said.control.now() + timedelta(seconds=said.control.settings.limits.release_seconds),
+    )
 
 
 def _onward(said: _Said, lease: LeaseRow) -> None:
@@ -121,27 +168,56 @@ def _onward(said: _Said, lease: LeaseRow) -> None:
 def _wiping(said: _Said, lease: LeaseRow) -> None:
     report = said.report
     if report.outcome is None:
-        raise InputError("a report of wiping says how the job ended", rule="report-outcome", seen="no outcome", wanted="an outcome", fix="send the outcome")
+        raise InputError(
+            "a report of wiping says how the job ended",
+            rule="report-outcome",
+            seen="no outcome",
+            wanted="an outcome",
+            fix="send the outcome",
+        )
     ref = None
     if said.documents:
         said.only("run")
         _, payload = said.signed("run", RUN_PAYLOAD_TYPE)
         run = RunRecord.from_payload(payload)
-        said.same("run", lease=(run.lease, lease.id), node=(run.node, said.node.id), image=(run.image, lease.image), result=(run.result, report.result))
+        said.same(
+            "run",
+            lease=(run.lease, lease.id),
+            node=(run.node, said.node.id),
+            image=(run.image, lease.image),
+            result=(run.result, report.result),
+        )
         ref = keep(said.session, lease.id, "run", said.documents["run"])
     elif lease.state not in {S.PLACED, S.ATTESTED}:
         said.only("run")
     if report.result is not None and said.session.get(BundleOwnerRow, (lease.tenant, report.result)) is None:
-        raise InputError("the result has not arrived", rule="report-result", seen=report.result, wanted="a bundle uploaded for this lease", fix="upload it first")
-    _advance(said, lease, ref, state_before_wipe=lease.state, outcome=report.outcome.value, exit_code=report.exit_code, result=report.result,
-             deadline=None, detail=report.detail)  # fmt: skip
+        raise InputError(
+            "the result has not arrived",
+            rule="report-result",
+            seen=report.result,
+            wanted="a bundle uploaded for this lease",
+            fix="upload it first",
+        )
+    _advance(
+        said,
+        lease,
+        ref,
+        state_before_wipe=lease.state,
+        outcome=report.outcome.value,
+        exit_code=report.exit_code,
+        result=report.result,
+        deadline=None,
+        detail=report.detail,
+    )
 
 
 def _end(said: _Said, lease: LeaseRow) -> None:
     said.only("wipe", "certificate")
     _, payload = said.signed("wipe", WIPE_PAYLOAD_TYPE)
     wipe = WipeReport.from_payload(payload)
-    certificate = verify_certificate(said.signed("certificate", Envelope.from_bytes(said.documents["certificate"]).payload_type)[0], said.key)
+    certificate = verify_certificate(
+        said.signed("certificate", Envelope.from_bytes(said.documents["certificate"]).payload_type)[0], said.key
+    )
     before, outcome = LeaseState(str(lease.state_before_wipe)), Outcome(str(lease.outcome))
     said.same(
         "wipe", lease=(wipe.lease, lease.id), node=(wipe.node, said.node.id),
@@ -149,21 +225,41 @@ def _end(said: _Said, lease: LeaseRow) -> None:
     )  # fmt: skip
     predicate = certificate.predicate
     said.same(
-        "certificate", lease=(predicate.lease, lease.id), node=(predicate.node, said.node.id),
-        wipe=(certificate.documents.get("wipe"), sha256_digest(said.documents["wipe"])), result=(predicate.result == "sanitized", wipe.proven),
-    )  # fmt: skip
+        "certificate",
+        lease=(predicate.lease, lease.id),
+        node=(predicate.node, said.node.id),
+        wipe=(certificate.documents.get("wipe"), sha256_digest(said.documents["wipe"])),
+        result=(predicate.result == "sanitized", wipe.proven),
+    )
     keep(said.session, lease.id, "wipe", said.documents["wipe"])
     ref = keep(said.session, lease.id, "certificate", said.documents["certificate"])
     _advance(said, lease, ref, ending=None)
     if said.report.state is S.QUARANTINED:
         failed = ", ".join(step.step for step in wipe.failed)[:500] or "a medium or GPU"
-        set_node_state(said.control, said.session, said.node, "quarantined", f"lease {lease.id}: not proven: {failed}", actor=said.node.id, evidence=ref)
+        set_node_state(
+            said.control,
+            said.session,
+            said.node,
+            "quarantined",
+            f"lease {lease.id}: not proven: {failed}",
+            actor=said.node.id,
+            evidence=ref,
+        )
 
 
 def _advance(said: _Said, lease: LeaseRow, ref: DocumentRef | None, **changes: object) -> None:
     """Move the lease; the node's report itself is the proof where the step brought no document of its own."""
     report_ref = keep_report(said.session, lease.id, said.report.state, said.raw)
-    advance(said.control, said.session, lease, said.report.state, actor=said.node.id, evidence=ref or report_ref, history_detail=said.report.detail, **changes)
+    advance(
+        said.control,
+        said.session,
+        lease,
+        said.report.state,
+        actor=said.node.id,
+        evidence=ref or report_ref,
+        history_detail=said.report.detail,
+        **changes,
+    )
 
 
 _STEPS: dict[LeaseState, Callable[[_Said, LeaseRow], None]] = {

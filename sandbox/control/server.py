@@ -56,13 +56,26 @@ def parse_listen(text: str, certificate: Path | None, key: Path | None) -> Liste
     """Read ``HOST:PORT`` (``[::1]:8080`` for IPv6). Raises ``UsageError``, also for an address others can reach without TLS."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError("--listen is not an address", rule="listen", seen=text[:100], wanted="HOST:PORT", fix="write for example --listen 127.0.0.1:8470")
+        raise UsageError(
+            "--listen is not an address",
+            rule="listen",
+            seen=text[:100],
+            wanted="HOST:PORT",
+            fix="write for example --listen 127.0.0.1:8470",
+        )
     host = host.removeprefix("[").removesuffix("]")
     if (certificate is None) != (key is None):
-        raise UsageError("TLS needs a certificate and its key", rule="tls", seen="one of the two", wanted="--tls-cert and --tls-key", fix="give both")
+        raise UsageError(
+            "TLS needs a certificate and its key", rule="tls", seen="one of the two", wanted="--tls-cert and --tls-key", fix="give both"
+        )
     if certificate is None and not _is_loopback(host):
-        raise UsageError("an address that others can reach needs TLS", rule="listen-tls", seen=text[:100], wanted="a loopback address, or TLS",
-                         fix="add --tls-cert and --tls-key, or listen on 127.0.0.1 behind a TLS proxy")  # fmt: skip
+        raise UsageError(
+            "an address that others can reach needs TLS",
+            rule="listen-tls",
+            seen=text[:100],
+            wanted="a loopback address, or TLS",
+            fix="add --tls-cert and --tls-key, or listen on 127.0.0.1 behind a TLS proxy",
+        )
     return Listen(host, int(port), certificate, key)
 
 
@@ -129,21 +142,39 @@ def _bind(listen: Listen) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(found[4])
     except OSError as error:
-        raise UsageError("the address cannot be used", rule="listen", seen=f"{listen.host}:{listen.port}: {error.strerror}", wanted="a free address of this machine",
-                         fix="choose another --listen") from error  # fmt: skip
+        raise UsageError(
+            "the address cannot be used",
+            rule="listen",
+            seen=f"{listen.host}:{listen.port}: {error.strerror}",
+            wanted="a free address of this machine",
+            fix="choose another --listen",
+        ) from error
     return bound
 
 
 def _config(control: Control, listen: Listen) -> uvicorn.Config:
     config = uvicorn.Config(
-        create_app(control), log_config=None, access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS, limit_concurrency=MAX_CONNECTIONS, ssl_certfile=listen.certificate, ssl_keyfile=listen.key,
-    )  # fmt: skip
+        create_app(control),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        limit_concurrency=MAX_CONNECTIONS,
+        ssl_certfile=listen.certificate,
+        ssl_keyfile=listen.key,
+    )
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
-        raise UsageError("the certificate or its key cannot be used", rule="tls", seen=type(error).__name__, wanted="a PEM certificate and its key",
-                         fix="check --tls-cert and --tls-key") from error  # fmt: skip
+        raise UsageError(
+            "the certificate or its key cannot be used",
+            rule="tls",
+            seen=type(error).__name__,
+            wanted="a PEM certificate and its key",
+            fix="check --tls-cert and --tls-key",
+        ) from error
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     return config
@@ -168,7 +199,11 @@ class _Server(uvicorn.Server):
 
 def _log_to_stderr() -> None:
     structlog.configure(
-        processors=[structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.add_log_level,
+            structlog.processors.JSONRenderer(),
+        ],
         logger_factory=structlog.PrintLoggerFactory(file=open(2, "w", closefd=False, buffering=1, encoding="utf-8")),  # noqa: SIM115  (lives as long as the process)
         cache_logger_on_first_use=False,
     )

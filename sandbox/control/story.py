@@ -50,16 +50,27 @@ def submit(control: Control, caller: Caller, envelope: Envelope) -> tuple[str, b
     with control.database.write() as session:
         known = session.get(LeaseRow, statement.lease)
         if known is None:
-            admission = _admit_new(control, session, caller, statement, raw, key)
+            admission = _admit_new(control, session, caller, statement, raw=raw, key=key)
             new = True
         else:
             if known.tenant != caller.tenant or known.job_digest != sha256_digest(raw):
-                raise StateError("this lease id is taken", rule="lease-id", seen=statement.lease, wanted="a fresh id for each signed job", fix="submit the job again, signed anew")
+                raise StateError(
+                    "this lease id is taken",
+                    rule="lease-id",
+                    seen=statement.lease,
+                    wanted="a fresh id for each signed job",
+                    fix="submit the job again, signed anew",
+                )
             admission = Admission(not known.denials, tuple(Denial.model_validate(item) for item in known.denials))
             new = False
     control.acknowledge("queue", statement.lease)
     if not admission.allowed:
-        raise DeniedError("the policy does not allow this job", rule="policy", lease=statement.lease, reasons=[each.model_dump() for each in admission.reasons])
+        raise DeniedError(
+            "the policy does not allow this job",
+            rule="policy",
+            lease=statement.lease,
+            reasons=[each.model_dump() for each in admission.reasons],
+        )
     return statement.lease, new
 
 
@@ -70,27 +81,60 @@ def _verified(control: Control, caller: Caller, envelope: Envelope) -> tuple[Job
     key = customer_key(control, caller.tenant, claimed)
     statement = parse_statement(envelope.verify(JOB_PAYLOAD_TYPE, [key]))
     if statement.tenant != caller.tenant:
-        raise JobError("this job was signed for another tenant", rule="job-tenant", seen=statement.tenant, wanted=caller.tenant, fix="use the token of the tenant that the job is for")
+        raise JobError(
+            "this job was signed for another tenant",
+            rule="job-tenant",
+            seen=statement.tenant,
+            wanted=caller.tenant,
+            fix="use the token of the tenant that the job is for",
+        )
     return statement, key.text
 
 
-def _admit_new(control: Control, session: Session, caller: Caller, statement: JobStatement, raw: bytes, key: str) -> Admission:
+def _admit_new(control: Control, session: Session, caller: Caller, statement: JobStatement, *, raw: bytes, key: str) -> Admission:
     tenant = session.get_one(TenantRow, caller.tenant)
     policy = session.get_one(PolicyRow, tenant.policy)
     if statement.policy_digest != policy.digest:
-        raise StateError("the policy is not the one this job was signed under", rule="policy-digest", seen=statement.policy_digest, wanted=policy.digest,
-                         fix="look at the policy that applies now ('sealrig policy show'), then submit again")  # fmt: skip
+        raise StateError(
+            "the policy is not the one this job was signed under",
+            rule="policy-digest",
+            seen=statement.policy_digest,
+            wanted=policy.digest,
+            fix="look at the policy that applies now ('sealrig policy show'), then submit again",
+        )
     _require_room(control, session, caller.tenant)
     inputs = tuple(dict.fromkeys(item.bundle for item in statement.job.spec.inputs))
     _require_bundles(session, caller.tenant, inputs)
     spec, at = statement.job.spec, control.now()
     lease = LeaseRow(
-        id=statement.lease, tenant=caller.tenant, name=statement.job.metadata.name, state=S.SUBMITTED.value, state_before_wipe=None, ending=None,
-        outcome=None, exit_code=None, detail="", denials=[], image=spec.image, job_digest=sha256_digest(raw), policy_digest=policy.digest,
-        customer_key=key, node=None, nonce=None, level=None, result=None, cpus=spec.resources.cpus, memory=spec.resources.memory,
-        scratch=spec.resources.scratch, gpus=spec.resources.gpus, isolation=spec.isolation, output_max=spec.output.max_size,
-        deadline=at + timedelta(seconds=control.settings.limits.queue_seconds), created_at=at, updated_at=at,
-    )  # fmt: skip
+        id=statement.lease,
+        tenant=caller.tenant,
+        name=statement.job.metadata.name,
+        state=S.SUBMITTED.value,
+        state_before_wipe=None,
+        ending=None,
+        outcome=None,
+        exit_code=None,
+        detail="",
+        denials=[],
+        image=spec.image,
+        job_digest=sha256_digest(raw),
+        policy_digest=policy.digest,
+        customer_key=key,
+        node=None,
+        nonce=None,
+        level=None,
+        result=None,
+        cpus=spec.resources.cpus,
+        memory=spec.resources.memory,
+        scratch=spec.resources.scratch,
+        gpus=spec.resources.gpus,
+        isolation=spec.isolation,
+        output_max=spec.output.max_size,
+        deadline=at + timedelta(seconds=control.settings.limits.queue_seconds),
+        created_at=at,
+        updated_at=at,
+    )
     session.add(lease)
     session.flush()
     session.add_all(LeaseInputRow(lease=lease.id, digest=digest) for digest in inputs)
@@ -101,7 +145,16 @@ def _admit_new(control: Control, session: Session, caller: Caller, statement: Jo
     if admission.allowed:
         advance(control, session, lease, S.ADMITTED, actor=SERVER, evidence=policy_ref)
     else:
-        advance(control, session, lease, S.DENIED, actor=SERVER, evidence=policy_ref, history_detail=admission.reasons[0].rule, **_denied(admission))
+        advance(
+            control,
+            session,
+            lease,
+            S.DENIED,
+            actor=SERVER,
+            evidence=policy_ref,
+            history_detail=admission.reasons[0].rule,
+            **_denied(admission),
+        )
     return admission
 
 
@@ -111,16 +164,32 @@ def _denied(admission: Admission) -> dict[str, object]:
 
 def _require_room(control: Control, session: Session, tenant: str) -> None:
     most = control.settings.limits.leases_per_tenant
-    live = session.scalar(select(func.count()).select_from(LeaseRow).where(LeaseRow.tenant == tenant, LeaseRow.state.not_in([state.value for state in TERMINAL])))
+    live = session.scalar(
+        select(func.count())
+        .select_from(LeaseRow)
+        .where(LeaseRow.tenant == tenant, LeaseRow.state.not_in([state.value for state in TERMINAL]))
+    )
     if (live or 0) >= most:
-        raise LimitError("too many leases at once", rule="leases-per-tenant", seen=f"{live} leases", wanted=f"fewer than {most}", fix="wait for some to end, or cancel some")
+        raise LimitError(
+            "too many leases at once",
+            rule="leases-per-tenant",
+            seen=f"{live} leases",
+            wanted=f"fewer than {most}",
+            fix="wait for some to end, or cancel some",
+        )
 
 
 def _require_bundles(session: Session, tenant: str, inputs: tuple[str, ...]) -> None:
     found = set(session.scalars(select(BundleOwnerRow.digest).where(BundleOwnerRow.tenant == tenant, BundleOwnerRow.digest.in_(inputs))))
     for digest in inputs:
         if digest not in found:
-            raise JobError(f"bundle {digest} is not on this server", rule="job-inputs", seen=digest, wanted="a bundle that was pushed", fix="push it: 'sealrig push FILE'")
+            raise JobError(
+                f"bundle {digest} is not on this server",
+                rule="job-inputs",
+                seen=digest,
+                wanted="a bundle that was pushed",
+                fix="push it: 'sealrig push FILE'",
+            )
 
 
 def set_nonce(control: Control, caller: Caller, lease_id: str, nonce: str) -> None:
@@ -131,7 +200,13 @@ def set_nonce(control: Control, caller: Caller, lease_id: str, nonce: str) -> No
     with control.database.write() as session:
         lease = own_lease(session, caller, lease_id)
         if lease.nonce is not None and lease.nonce != nonce:
-            raise StateError("this lease has a nonce already", rule="nonce", seen="another nonce", wanted="one nonce a lease", fix="let the agent that set it go on, or cancel the lease")
+            raise StateError(
+                "this lease has a nonce already",
+                rule="nonce",
+                seen="another nonce",
+                wanted="one nonce a lease",
+                fix="let the agent that set it go on, or cancel the lease",
+            )
         if lease.nonce is None:
             require_state(lease, S.PLACED)
             lease.nonce = nonce
@@ -170,7 +245,13 @@ def _stop(control: Control, caller: Caller, lease_id: str, outcome: Outcome) -> 
         elif state is S.CANCELLED or (lease.ending and state not in TERMINAL):
             pass
         elif state in TERMINAL or state is S.WIPING:
-            raise StateError(f"lease {lease_id} is ending or has ended", rule="lease-state", seen=lease.state, wanted="a lease that is under way", fix="nothing to do")
+            raise StateError(
+                f"lease {lease_id} is ending or has ended",
+                rule="lease-state",
+                seen=lease.state,
+                wanted="a lease that is under way",
+                fix="nothing to do",
+            )
         else:
             ask_end(control, session, lease, outcome if state in KEY_MAY_BE_OUT else Outcome.CANCELLED, actor=caller.token)
     control.acknowledge(lease_id, f"node:{lease.node}")
@@ -223,4 +304,10 @@ def require_state(lease: LeaseRow, *wanted: LeaseState) -> None:
     """Raise ``StateError`` unless the lease is in one of these states and no end was asked for."""
     if lease.state not in {state.value for state in wanted} or lease.ending is not None:
         seen = f"{lease.state}, ending as {lease.ending}" if lease.ending else lease.state
-        raise StateError(f"lease {lease.id} is not in a state that allows this", rule="lease-state", seen=seen, wanted=" or ".join(wanted), fix="read the lease again")
+        raise StateError(
+            f"lease {lease.id} is not in a state that allows this",
+            rule="lease-state",
+            seen=seen,
+            wanted=" or ".join(wanted),
+            fix="read the lease again",
+        )

@@ -22,7 +22,7 @@ from sandbox.control.transitions import POLICY_MEDIA, advance, document, documen
 from sandbox.errors import InputError, NotFoundError
 from sandbox.job import parse_statement
 from sandbox.lifecycle import BEFORE_NODE, LeaseState, Outcome
-from sandbox.wire import Denial, PolicyChange, PolicyInfo, QueueEffect
+from sandbox.wire import PolicyChange, PolicyInfo, QueueEffect
 
 MAX_DIFF_LINES = 400
 UNSAFE = "development"
@@ -33,7 +33,9 @@ def show_policy(control: Control, tenant: str) -> PolicyInfo:
     with control.database.read() as session:
         row = session.get(TenantRow, tenant)
         if row is None:
-            raise NotFoundError("no such tenant", rule="tenant", seen=tenant[:80], wanted="a tenant with a token", fix="see 'sealrig token list'")
+            raise NotFoundError(
+                "no such tenant", rule="tenant", seen=tenant[:80], wanted="a tenant with a token", fix="see 'sealrig token list'"
+            )
         return _info(session, row)
 
 
@@ -55,30 +57,62 @@ def apply_policy(control: Control, caller: Caller, tenant: str, raw: bytes, *, d
     with control.database.write() as session:
         row = session.get(TenantRow, tenant, with_for_update=True)
         if row is None and dry_run:
-            raise NotFoundError("no such tenant", rule="tenant", seen=tenant[:80], wanted="a tenant with a token", fix="see 'sealrig token list'")
-        row = row or ensure_tenant(control, session, tenant, actor=caller.token)
+            raise NotFoundError(
+                "no such tenant", rule="tenant", seen=tenant[:80], wanted="a tenant with a token", fix="see 'sealrig token list'"
+            )
+        row = row or ensure_tenant(control, session, tenant)
         before = session.get_one(PolicyRow, row.policy)
-        leases = list(session.scalars(select(LeaseRow).where(LeaseRow.tenant == tenant, LeaseRow.state.in_([state.value for state in BEFORE_NODE])).order_by(LeaseRow.created_at)))
+        leases = list(
+            session.scalars(
+                select(LeaseRow)
+                .where(LeaseRow.tenant == tenant, LeaseRow.state.in_([state.value for state in BEFORE_NODE]))
+                .order_by(LeaseRow.created_at)
+            )
+        )
         effects = [(lease, _effect(session, lease, loaded)) for lease in leases]
         if not dry_run:
             _bind(control, session, row, loaded, actor=caller.token)
             for lease, effect in effects:
                 if not effect.allowed:
                     # The new policy is in the log as its own entry; a lease's entries name the documents of the lease.
-                    advance(control, session, lease, LeaseState.DENIED, actor=caller.token, evidence=document_ref(session, lease.id, "policy"), history_detail="denied by the policy that was applied",
-                            outcome=Outcome.DENIED.value, deadline=None, denials=[each.model_dump() for each in effect.reasons])  # fmt: skip
+                    advance(
+                        control,
+                        session,
+                        lease,
+                        LeaseState.DENIED,
+                        actor=caller.token,
+                        evidence=document_ref(session, lease.id, "policy"),
+                        history_detail="denied by the policy that was applied",
+                        outcome=Outcome.DENIED.value,
+                        deadline=None,
+                        denials=[each.model_dump() for each in effect.reasons],
+                    )
     control.acknowledge(*(lease.id for lease, _ in effects))
     return PolicyChange(
-        tenant=tenant, name=loaded.name, digest=loaded.digest, raw=b64encode(raw), applied=not dry_run, before=before.digest, diff=_diff(before, loaded),
+        tenant=tenant,
+        name=loaded.name,
+        digest=loaded.digest,
+        raw=b64encode(raw),
+        applied=not dry_run,
+        before=before.digest,
+        diff=_diff(before, loaded),
         queued=tuple(effect for _, effect in effects),
-    )  # fmt: skip
+    )
 
 
 def _bind(control: Control, session: Session, row: TenantRow, loaded: LoadedPolicy, *, actor: str, pinned: bool = True) -> None:
     at = control.now()
     ensure_policy(session, loaded.digest, loaded.name, loaded.raw, at)
     row.policy, row.policy_pinned = loaded.digest, pinned
-    control.journal.record(session, "policy.applied", actor=actor, tenant_ref=row.ref, resource=loaded.digest, at=at, evidence=DocumentRef(loaded.digest, POLICY_MEDIA))
+    control.journal.record(
+        session,
+        "policy.applied",
+        actor=actor,
+        tenant_ref=row.ref,
+        resource=loaded.digest,
+        at=at,
+        evidence=DocumentRef(loaded.digest, POLICY_MEDIA),
+    )
 
 
 def _effect(session: Session, lease: LeaseRow, loaded: LoadedPolicy) -> QueueEffect:
@@ -89,7 +123,11 @@ def _effect(session: Session, lease: LeaseRow, loaded: LoadedPolicy) -> QueueEff
 
 def _diff(before: PolicyRow, after: LoadedPolicy) -> str:
     lines = difflib.unified_diff(
-        before.raw.decode(errors="replace").splitlines(), after.raw.decode(errors="replace").splitlines(), before.digest, after.digest, lineterm=""
+        before.raw.decode(errors="replace").splitlines(),
+        after.raw.decode(errors="replace").splitlines(),
+        before.digest,
+        after.digest,
+        lineterm="",
     )
     return "\n".join(list(lines)[:MAX_DIFF_LINES])
 
@@ -97,8 +135,13 @@ def _diff(before: PolicyRow, after: LoadedPolicy) -> str:
 def require_safe(control: Control, policy: LoadedPolicy) -> None:
     """Raise ``InputError`` for the development profile on a server that was not started for it."""
     if policy.name == UNSAFE and not control.settings.unsafe_development:
-        raise InputError("the development profile protects nobody", rule="policy-unsafe", seen=policy.name, wanted="strict, standard or your own",
-                         fix="start the server with --unsafe-development, on a machine where nothing matters")  # fmt: skip
+        raise InputError(
+            "the development profile protects nobody",
+            rule="policy-unsafe",
+            seen=policy.name,
+            wanted="strict, standard or your own",
+            fix="start the server with --unsafe-development, on a machine where nothing matters",
+        )
 
 
 def follow_default(control: Control) -> None:

@@ -21,8 +21,16 @@ PLAN_MEDIA = "application/json"
 
 
 def advance(
-    control: Control, session: Session, lease: LeaseRow, wanted: LeaseState, *, actor: str, evidence: DocumentRef, history_detail: str = "", **changes: object,
-) -> None:  # fmt: skip
+    control: Control,
+    session: Session,
+    lease: LeaseRow,
+    wanted: LeaseState,
+    *,
+    actor: str,
+    evidence: DocumentRef,
+    history_detail: str = "",
+    **changes: object,
+) -> None:
     """Take ``lease`` from the state in ``lease.state`` to ``wanted``, together with ``changes`` to its other columns.
 
     Raises ``StateError`` when that step does not exist, or when somebody else has moved the lease since the row was read: exactly one
@@ -33,10 +41,15 @@ def advance(
     at = control.now()
     values = {"state": wanted.value, "updated_at": at, **changes}
     result = session.execute(
-        update(LeaseRow).where(LeaseRow.id == lease.id, LeaseRow.state == seen.value).values(**values).execution_options(synchronize_session=False)
+        update(LeaseRow)
+        .where(LeaseRow.id == lease.id, LeaseRow.state == seen.value)
+        .values(**values)
+        .execution_options(synchronize_session=False)
     )
     if cast("CursorResult[object]", result).rowcount != 1:
-        raise StateError(f"lease {lease.id} has moved on", rule="lease-race", seen=f"no longer {seen}", wanted=str(seen), fix="read the lease again")
+        raise StateError(
+            f"lease {lease.id} has moved on", rule="lease-race", seen=f"no longer {seen}", wanted=str(seen), fix="read the lease again"
+        )
     session.refresh(lease)
     note(control, session, lease, actor=actor, evidence=evidence, detail=history_detail)
 

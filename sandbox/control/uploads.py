@@ -59,9 +59,17 @@ def create(control: Control, caller: Caller, *, size: int, digest: str, lease: s
         tenant = _owner(session, caller, lease, size)
         _require_quota(control, session, tenant, size)
         row = UploadRow(
-            id=new_id("upload"), tenant=tenant, owner=caller.token, digest=digest, size=size, lease=lease, verified=False, done=False, created_at=at,
+            id=new_id("upload"),
+            tenant=tenant,
+            owner=caller.token,
+            digest=digest,
+            size=size,
+            lease=lease,
+            verified=False,
+            done=False,
+            created_at=at,
             expires_at=at + timedelta(seconds=limits.upload_seconds),
-        )  # fmt: skip
+        )
         path = control.settings.uploads_folder / row.id
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -83,17 +91,31 @@ def _owner(session: Session, caller: Caller, lease_id: str | None, size: int) ->
 
 
 def _require_quota(control: Control, session: Session, tenant: str, size: int) -> None:
-    coming = session.execute(select(func.count(), func.coalesce(func.sum(UploadRow.size), 0)).where(UploadRow.tenant == tenant, UploadRow.done.is_(False))).one()
+    coming = session.execute(
+        select(func.count(), func.coalesce(func.sum(UploadRow.size), 0)).where(UploadRow.tenant == tenant, UploadRow.done.is_(False))
+    ).one()
     stored = session.scalar(
-        select(func.coalesce(func.sum(BundleRow.size), 0)).join(BundleOwnerRow, BundleOwnerRow.digest == BundleRow.digest).where(BundleOwnerRow.tenant == tenant)
+        select(func.coalesce(func.sum(BundleRow.size), 0))
+        .join(BundleOwnerRow, BundleOwnerRow.digest == BundleRow.digest)
+        .where(BundleOwnerRow.tenant == tenant)
     )
     quota = session.get_one(TenantRow, tenant).quota
     if coming[0] >= control.settings.limits.uploads_per_tenant:
-        raise LimitError("too many uploads at once", rule="uploads-per-tenant", seen=f"{coming[0]} uploads", wanted=f"fewer than {control.settings.limits.uploads_per_tenant}",
-                         fix="finish or delete some first")  # fmt: skip
+        raise LimitError(
+            "too many uploads at once",
+            rule="uploads-per-tenant",
+            seen=f"{coming[0]} uploads",
+            wanted=f"fewer than {control.settings.limits.uploads_per_tenant}",
+            fix="finish or delete some first",
+        )
     if int(stored or 0) + int(coming[1]) + size > quota:
-        raise LimitError("the tenant's space is used up", rule="tenant-quota", seen=f"{int(stored or 0) + int(coming[1])} of {quota} bytes are taken, {size} more asked for",
-                         wanted=f"at most {quota} bytes in all", fix="delete bundles that are not needed ('sealrig bundle delete')")  # fmt: skip
+        raise LimitError(
+            "the tenant's space is used up",
+            rule="tenant-quota",
+            seen=f"{int(stored or 0) + int(coming[1])} of {quota} bytes are taken, {size} more asked for",
+            wanted=f"at most {quota} bytes in all",
+            fix="delete bundles that are not needed ('sealrig bundle delete')",
+        )
 
 
 def find(control: Control, caller: Caller, upload_id: str) -> Upload:
@@ -103,7 +125,13 @@ def find(control: Control, caller: Caller, upload_id: str) -> Upload:
     if row is None or row.owner != caller.token:
         raise NotFoundError("no such upload", rule="upload", seen=upload_id[:80], wanted="an upload of yours", fix="start it again")
     if row.expires_at <= control.now():
-        raise UploadExpiredError("this upload waited too long", rule="upload-expiry", seen=row.expires_at.isoformat(), wanted="a time to come", fix="start it again")
+        raise UploadExpiredError(
+            "this upload waited too long",
+            rule="upload-expiry",
+            seen=row.expires_at.isoformat(),
+            wanted="a time to come",
+            fix="start it again",
+        )
     return _upload(control, row)
 
 
@@ -150,9 +178,7 @@ def finish(control: Control, upload_id: str) -> None:
 def _verify(control: Control, row: UploadRow, path: Path) -> None:
     seen = f"blake3:{blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()}" if row.size else f"blake3:{blake3(b'').hexdigest()}"
     try:
-        if seen != row.digest:
-            raise BundleTamperedError("the bytes that arrived are not the bundle that was announced", rule="upload-digest", seen=seen, wanted=row.digest,
-                                      fix="push it again")  # fmt: skip
+        _require_digest(seen, row.digest)
         with path.open("rb") as file:
             read_header(file.read(MAX_HEADER_BYTES)).require_size(row.size)
     except Exception:
@@ -162,6 +188,12 @@ def _verify(control: Control, row: UploadRow, path: Path) -> None:
         held = session.get(UploadRow, row.id, with_for_update=True)
         if held is not None:
             held.verified = True
+
+
+def _require_digest(seen: str, wanted: str) -> None:
+    if seen != wanted:
+        message = "the bytes that arrived are not the bundle that was announced"
+        raise BundleTamperedError(message, rule="upload-digest", seen=seen, wanted=wanted, fix="push it again")
 
 
 def drop(control: Control, upload_id: str) -> None:
@@ -190,4 +222,10 @@ def sweep(control: Control) -> None:
 
 
 def _too_large(size: int, most: int, rule: str) -> LimitError:
-    return LimitError("this is too large", rule=rule, seen=f"{size} bytes", wanted=f"at most {most} bytes", fix="seal fewer files into it, or ask for a larger bound")
+    return LimitError(
+        "this is too large",
+        rule=rule,
+        seen=f"{size} bytes",
+        wanted=f"at most {most} bytes",
+        fix="seal fewer files into it, or ask for a larger bound",
+    )

@@ -23,7 +23,9 @@ LOG_PAGE_BYTES = 4 * 2**20
 def visible_lease(session: Session, caller: Caller, lease_id: str) -> LeaseRow:
     """Return a lease that the caller may read: its own tenant's, its own node's, or any for operators and auditors."""
     lease = session.get(LeaseRow, lease_id)
-    allowed = lease is not None and (caller.sees_all or (lease.node == caller.node if caller.role == "node" else lease.tenant == caller.tenant))
+    allowed = lease is not None and (
+        caller.sees_all or (lease.node == caller.node if caller.role == "node" else lease.tenant == caller.tenant)
+    )
     if lease is None or not allowed:
         raise no_lease(lease_id)
     return lease
@@ -36,7 +38,7 @@ def show_lease(control: Control, caller: Caller, lease_id: str) -> LeaseInfo:
 
 
 def list_leases(control: Control, caller: Caller, state: LeaseState | None, limit: int, before: str | None) -> list[LeaseInfo]:
-    """Return leases, newest first; ``before`` is the id of the last one of the page before. Raises ``NotFoundError`` for a foreign ``before``."""
+    """Return leases, newest first; ``before`` is the last id of the page before. Raises ``NotFoundError`` for a foreign one."""
     with control.database.read() as session:
         query = select(LeaseRow).order_by(LeaseRow.created_at.desc(), LeaseRow.id.desc()).limit(limit)
         if not caller.sees_all:
@@ -45,21 +47,40 @@ def list_leases(control: Control, caller: Caller, state: LeaseState | None, limi
             query = query.where(LeaseRow.state == state.value)
         if before is not None:
             last = visible_lease(session, caller, before)
-            query = query.where((LeaseRow.created_at < last.created_at) | ((LeaseRow.created_at == last.created_at) & (LeaseRow.id < last.id)))
+            query = query.where(
+                (LeaseRow.created_at < last.created_at) | ((LeaseRow.created_at == last.created_at) & (LeaseRow.id < last.id))
+            )
         return [_info(session, row) for row in session.scalars(query)]
 
 
 def _info(session: Session, row: LeaseRow) -> LeaseInfo:
     steps = session.execute(
-        select(TransitionRow, EventRow.log_index).join(EventRow, EventRow.id == TransitionRow.event).where(TransitionRow.lease == row.id).order_by(TransitionRow.id)
+        select(TransitionRow, EventRow.log_index)
+        .join(EventRow, EventRow.id == TransitionRow.event)
+        .where(TransitionRow.lease == row.id)
+        .order_by(TransitionRow.id)
     )
     history = tuple(Transition(state=LeaseState(step.state), at=step.at, detail=step.detail, log_index=index) for step, index in steps)
     return LeaseInfo(
-        id=row.id, tenant=row.tenant, name=row.name, state=LeaseState(row.state), outcome=Outcome(row.outcome) if row.outcome else None,
-        exit_code=row.exit_code, detail=row.detail, image=row.image, node=row.node, job_digest=row.job_digest, policy_digest=row.policy_digest,
-        level=row.level, created_at=row.created_at, updated_at=row.updated_at, nonce=row.nonce, result=row.result,
-        denials=tuple(Denial.model_validate(item) for item in row.denials), history=history,
-    )  # fmt: skip
+        id=row.id,
+        tenant=row.tenant,
+        name=row.name,
+        state=LeaseState(row.state),
+        outcome=Outcome(row.outcome) if row.outcome else None,
+        exit_code=row.exit_code,
+        detail=row.detail,
+        image=row.image,
+        node=row.node,
+        job_digest=row.job_digest,
+        policy_digest=row.policy_digest,
+        level=row.level,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        nonce=row.nonce,
+        result=row.result,
+        denials=tuple(Denial.model_validate(item) for item in row.denials),
+        history=history,
+    )
 
 
 def show_evidence(control: Control, caller: Caller, lease_id: str) -> EvidenceInfo:
@@ -69,7 +90,13 @@ def show_evidence(control: Control, caller: Caller, lease_id: str) -> EvidenceIn
         evidence, plan, policy = (document(session, lease_id, kind) for kind in ("evidence", "plan", "policy"))
         if evidence is None or plan is None or policy is None or lease.nonce is None:
             raise StateError("there is no evidence yet", rule="lease-state", seen=lease.state, wanted="attested", fix="wait for 'attested'")
-        return EvidenceInfo(lease=lease_id, nonce=lease.nonce, evidence=Envelope.from_bytes(evidence).to_json(), plan=b64encode(plan), policy=b64encode(policy))
+        return EvidenceInfo(
+            lease=lease_id,
+            nonce=lease.nonce,
+            evidence=Envelope.from_bytes(evidence).to_json(),
+            plan=b64encode(plan),
+            policy=b64encode(policy),
+        )
 
 
 def show_logs(control: Control, caller: Caller, lease_id: str, after: int) -> LogPage:
@@ -78,7 +105,9 @@ def show_logs(control: Control, caller: Caller, lease_id: str, after: int) -> Lo
         lease = visible_lease(session, caller, lease_id)
         chunks: list[LogChunk] = []
         size = 0
-        rows = session.scalars(select(LogChunkRow).where(LogChunkRow.lease == lease_id, LogChunkRow.seq >= after).order_by(LogChunkRow.seq).limit(1024))
+        rows = session.scalars(
+            select(LogChunkRow).where(LogChunkRow.lease == lease_id, LogChunkRow.seq >= after).order_by(LogChunkRow.seq).limit(1024)
+        )
         more = False
         for row in rows:
             if row.seq != after + len(chunks) or size + len(row.data) > LOG_PAGE_BYTES:
@@ -97,7 +126,13 @@ def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
     with control.database.read() as session:
         lease = visible_lease(session, caller, lease_id)
         if LeaseState(lease.state) not in TERMINAL:
-            raise StateError("a receipt is made when the lease has ended", rule="lease-state", seen=lease.state, wanted="an ended lease", fix="wait: 'sealrig lease watch'")
+            raise StateError(
+                "a receipt is made when the lease has ended",
+                rule="lease-state",
+                seen=lease.state,
+                wanted="an ended lease",
+                fix="wait: 'sealrig lease watch'",
+            )
         documents = {row.kind: row.data for row in session.scalars(select(DocumentRow).where(DocumentRow.lease == lease_id))}
         steps = select(EventRow.log_index).join(TransitionRow, TransitionRow.event == EventRow.id).where(TransitionRow.lease == lease_id)
         indexes = [index for index in session.scalars(steps.order_by(TransitionRow.id)) if index is not None]

@@ -50,7 +50,9 @@ def tile(path: str, control: ControlDep) -> Response:
     """Send a tile or entry bundle."""
     place = control.settings.log_folder / "tile" / path
     if _TILE.fullmatch(path) is None or not place.is_file():
-        raise NotFoundError("no such tile", rule="log-tile", seen=path[:80], wanted="a tile of this log", fix="read the checkpoint for the log's size")
+        raise NotFoundError(
+            "no such tile", rule="log-tile", seen=path[:80], wanted="a tile of this log", fix="read the checkpoint for the log's size"
+        )
     return FileResponse(place, media_type="application/octet-stream")
 
 
@@ -79,7 +81,15 @@ def entries(  # noqa: PLR0917  (each is a query parameter)
         query = query.where(EventRow.occurred_at < _zoned(until))
     with control.database.read() as session:
         return [
-            LogEntryInfo(index=row.log_index, id=row.leaf_id, type=row.type, actor=row.actor, tenant=row.tenant_ref, resource=row.resource, at=row.occurred_at)
+            LogEntryInfo(
+                index=row.log_index,
+                id=row.leaf_id,
+                type=row.type,
+                actor=row.actor,
+                tenant=row.tenant_ref,
+                resource=row.resource,
+                at=row.occurred_at,
+            )
             for row in session.scalars(query)
             if row.log_index is not None
         ]

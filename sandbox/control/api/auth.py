@@ -34,7 +34,9 @@ AnyCaller = Annotated[Caller, Depends(get_caller)]
 def _need(*roles: Role) -> Callable[[AnyCaller], Caller]:
     def check(caller: AnyCaller) -> Caller:
         if caller.role not in roles:
-            raise AccessError("your role does not allow this", rule="role", seen=caller.role, wanted=" or ".join(roles), fix="use a token of such a role")
+            raise AccessError(
+                "your role does not allow this", rule="role", seen=caller.role, wanted=" or ".join(roles), fix="use a token of such a role"
+            )
         return caller
 
     return check

@@ -38,6 +38,13 @@ class BoundedBodies:
         await self._app(scope, counted, send)
 
 
+def _with_defaults(headers: list[tuple[bytes, bytes]], path: str) -> list[tuple[bytes, bytes]]:
+    """Add what every answer carries unless its route said otherwise: API answers are never cached, types never guessed."""
+    there = {name.lower() for name, _ in headers}
+    wanted = [(b"x-content-type-options", b"nosniff"), *([(b"cache-control", b"no-store")] if path.startswith("/v1/") else [])]
+    return [*headers, *(pair for pair in wanted if pair[0] not in there)]
+
+
 class Counted:
     """Count requests and their time by route template, never by path: paths hold ids."""
 
@@ -55,7 +62,7 @@ class Counted:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+                message["headers"] = _with_defaults(list(message["headers"]), scope["path"])
             await send(message)
 
         try:

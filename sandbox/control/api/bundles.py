@@ -19,7 +19,10 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 @router.get("")
 def list_bundles(
-    control: ControlDep, caller: Person, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE, after: Annotated[BundleDigest | None, Query()] = None
+    control: ControlDep,
+    caller: Person,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+    after: Annotated[BundleDigest | None, Query()] = None,
 ) -> list[BundleInfo]:
     """List bundles by digest; ``after`` is the last digest of the page before."""
     return bundles.list_bundles(control, caller, limit, after)

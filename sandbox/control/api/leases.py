@@ -35,7 +35,13 @@ def envelope(tree: dict[str, Any], most: int = MAX_ENVELOPE_BYTES) -> Envelope:
     """Read a bounded DSSE envelope. Raises ``FormatError`` or ``LimitError``."""
     size = len(canonical_json(tree))
     if size > most:
-        raise LimitError("a signed document is too large", rule="envelope-size", seen=f"{size} bytes", wanted=f"at most {most} bytes", fix="shorten the document")
+        raise LimitError(
+            "a signed document is too large",
+            rule="envelope-size",
+            seen=f"{size} bytes",
+            wanted=f"at most {most} bytes",
+            fix="shorten the document",
+        )
     return Envelope.from_json(tree)
 
 
@@ -116,7 +122,9 @@ def refusal(lease: LeaseId, request: Refusal, control: ControlDep, caller: Custo
 
 
 @router.get("/{lease}/logs")
-async def logs(lease: LeaseId, control: ControlDep, caller: Customer, after: Annotated[int, Query(ge=0, le=2**31)] = 0, wait: Wait = 0) -> LogPage:
+async def logs(
+    lease: LeaseId, control: ControlDep, caller: Customer, after: Annotated[int, Query(ge=0, le=2**31)] = 0, wait: Wait = 0
+) -> LogPage:
     """Show sealed log chunks from number ``after`` on; wait for one."""
 
     async def some() -> LogPage | None:

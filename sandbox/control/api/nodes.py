@@ -82,12 +82,19 @@ def report(node: NodeId, lease: LeaseId, request: ReportSubmission, control: Con
 
 
 @router.put("/{node}/leases/{lease}/logs/{seq}", status_code=204)
-async def put_log(node: NodeId, lease: LeaseId, seq: Annotated[int, Path(ge=0, le=2**31)], request: Request, control: ControlDep, caller: NodeCaller) -> None:
+async def put_log(  # noqa: PLR0917  (the parts of the path, and what FastAPI hands over)
+    node: NodeId, lease: LeaseId, seq: Annotated[int, Path(ge=0, le=2**31)], request: Request, control: ControlDep, caller: NodeCaller
+) -> None:
     """Take one sealed log chunk, raw; the same one twice is one."""
     data = b""
     async for piece in request.stream():
         data += piece
         if len(data) > MAX_LOG_CHUNK_BYTES:
-            raise LimitError("a log chunk is too large", rule="log-chunk", seen=f"over {MAX_LOG_CHUNK_BYTES} bytes", wanted=f"at most {MAX_LOG_CHUNK_BYTES} bytes",
-                             fix="send smaller chunks")  # fmt: skip
-    await run_in_threadpool(logs.take_chunk, control, caller, node, lease, seq, data)
+            raise LimitError(
+                "a log chunk is too large",
+                rule="log-chunk",
+                seen=f"over {MAX_LOG_CHUNK_BYTES} bytes",
+                wanted=f"at most {MAX_LOG_CHUNK_BYTES} bytes",
+                fix="send smaller chunks",
+            )
+    await run_in_threadpool(logs.take_chunk, control, caller, node_id=node, lease_id=lease, seq=seq, data=data)

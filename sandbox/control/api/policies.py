@@ -20,7 +20,13 @@ router = APIRouter(prefix="/v1", tags=["policies"])
 def show_policy(control: ControlDep, caller: Person, tenant: Annotated[TenantName | None, Query()] = None) -> PolicyInfo:
     """Show the policy of the token's tenant; operators and auditors may name another."""
     if tenant is not None and tenant != caller.tenant and not caller.sees_all:
-        raise AccessError("a customer sees the policy of its own tenant", rule="policy-tenant", seen=tenant, wanted=caller.tenant, fix="leave the tenant out")
+        raise AccessError(
+            "a customer sees the policy of its own tenant",
+            rule="policy-tenant",
+            seen=tenant,
+            wanted=caller.tenant,
+            fix="leave the tenant out",
+        )
     return tenant_policies.show_policy(control, tenant or caller.tenant)
 
 

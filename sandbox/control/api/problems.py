@@ -80,7 +80,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     del request
     first = cast("RequestValidationError", error).errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    return problem(422, "bad-input", f"{place}: {first['msg']}"[:500], {"rule": "request-schema", "seen": place, "wanted": first["msg"][:300], "fix": "see /openapi.json"})
+    return problem(
+        422,
+        "bad-input",
+        f"{place}: {first['msg']}"[:500],
+        {"rule": "request-schema", "seen": place, "wanted": first["msg"][:300], "fix": "see /openapi.json"},
+    )
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -111,5 +116,3 @@ def _plain(value: object) -> Any:  # noqa: ANN401  (JSON is dynamic)
             return value
         case _:
             return str(value)[:MAX_DETAIL_CHARS]
-
-

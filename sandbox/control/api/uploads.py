@@ -61,10 +61,21 @@ def create(request: Request, control: ControlDep, caller: Reader) -> Response:
     metadata = _metadata(request.headers.get("upload-metadata", ""))
     digest, lease = metadata.get("digest", ""), metadata.get("lease")
     if not is_bundle_digest(digest):
-        raise InputError("the upload does not say which bundle it is", rule="upload-metadata", seen=digest[:80] or "no digest", wanted="digest: blake3: and 64 hex digits",
-                         fix="send Upload-Metadata: digest BASE64")  # fmt: skip
+        raise InputError(
+            "the upload does not say which bundle it is",
+            rule="upload-metadata",
+            seen=digest[:80] or "no digest",
+            wanted="digest: blake3: and 64 hex digits",
+            fix="send Upload-Metadata: digest BASE64",
+        )
     if lease is not None and not _LEASE.fullmatch(lease):
-        raise InputError("not a lease id", rule="upload-metadata", seen=lease[:80], wanted="lease- and 32 hex digits", fix="leave it out, or send the lease's id")
+        raise InputError(
+            "not a lease id",
+            rule="upload-metadata",
+            seen=lease[:80],
+            wanted="lease- and 32 hex digits",
+            fix="leave it out, or send the lease's id",
+        )
     upload = uploads.create(control, caller, size=size, digest=digest, lease=lease)
     if size == 0:
         uploads.finish(control, upload.id)
@@ -79,7 +90,12 @@ def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader
     found = uploads.find(control, caller, upload)
     if found.offset == found.size and upload not in _busy(request):
         uploads.finish(control, upload)
-    headers = {"Upload-Offset": str(found.offset), "Upload-Length": str(found.size), "Upload-Expires": found.expires_at_http, "Cache-Control": "no-store"}
+    headers = {
+        "Upload-Offset": str(found.offset),
+        "Upload-Length": str(found.size),
+        "Upload-Expires": found.expires_at_http,
+        "Cache-Control": "no-store",
+    }
     return Response(status_code=200, headers={**_TUS, **headers})
 
 
@@ -88,17 +104,34 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
     """Take bytes from an offset on. What arrived before a cut stays, unless it came with a checksum."""
     _require_version(request)
     if request.headers.get("content-type", "") != "application/offset+octet-stream":
-        raise _bad("the body is not of the type that tus wants", 415, request.headers.get("content-type", "none"), "application/offset+octet-stream")
+        raise _bad(
+            "the body is not of the type that tus wants",
+            415,
+            request.headers.get("content-type", "none"),
+            "application/offset+octet-stream",
+        )
     start = _number(request, "upload-offset")
     checksum = _checksum(request.headers.get("upload-checksum"))
     busy = _busy(request)
     if upload in busy:
-        raise UploadLockedError("another request is writing to this upload", rule="upload-lock", seen="locked", wanted="one request at a time", fix="try again in a moment")
+        raise UploadLockedError(
+            "another request is writing to this upload",
+            rule="upload-lock",
+            seen="locked",
+            wanted="one request at a time",
+            fix="try again in a moment",
+        )
     busy.add(upload)
     try:
         found = await run_in_threadpool(uploads.find, control, caller, upload)
         if start != found.offset:
-            raise OffsetError("the upload goes on elsewhere", rule="upload-offset", seen=str(start), wanted=str(found.offset), fix="ask with HEAD, then send from there")
+            raise OffsetError(
+                "the upload goes on elsewhere",
+                rule="upload-offset",
+                seen=str(start),
+                wanted=str(found.offset),
+                fix="ask with HEAD, then send from there",
+            )
         try:
             offset = await _receive(control, found, request.stream(), checksum)
         except ClientDisconnect:
@@ -116,7 +149,13 @@ def terminate(upload: UploadId, request: Request, control: ControlDep, caller: R
     _require_version(request)
     uploads.find(control, caller, upload)
     if upload in _busy(request):
-        raise UploadLockedError("another request is writing to this upload", rule="upload-lock", seen="locked", wanted="one request at a time", fix="try again in a moment")
+        raise UploadLockedError(
+            "another request is writing to this upload",
+            rule="upload-lock",
+            seen="locked",
+            wanted="one request at a time",
+            fix="try again in a moment",
+        )
     uploads.drop(control, upload)
     return Response(status_code=204, headers=_TUS)
 
@@ -137,14 +176,25 @@ async def _receive(control: Control, upload: uploads.Upload, stream: AsyncIterat
         async for piece in stream:
             batch += piece
             if offset + len(batch) > upload.size:
-                raise LimitError("more bytes than the upload announced", rule="upload-length", seen=f"over {upload.size} bytes", wanted=f"{upload.size} bytes", fix="start it again")
+                raise LimitError(
+                    "more bytes than the upload announced",
+                    rule="upload-length",
+                    seen=f"over {upload.size} bytes",
+                    wanted=f"{upload.size} bytes",
+                    fix="start it again",
+                )
             if len(batch) >= BATCH_BYTES:
                 offset += await run_in_threadpool(_write, fd, batch, checksum)
                 batch = bytearray()
         offset += await run_in_threadpool(_write, fd, batch, checksum)
         if checksum is not None and checksum[0].digest() != checksum[1]:
-            raise ChecksumError("the bytes do not have the checksum that came with them", rule="upload-checksum", seen=checksum[0].hexdigest()[:16],
-                                wanted=checksum[1].hex()[:16], fix="send this piece again")  # fmt: skip
+            raise ChecksumError(
+                "the bytes do not have the checksum that came with them",
+                rule="upload-checksum",
+                seen=checksum[0].hexdigest()[:16],
+                wanted=checksum[1].hex()[:16],
+                fix="send this piece again",
+            )
         whole = True
     except OSError as error:
         raise storage_error(error, "the upload folder") from error

@@ -37,7 +37,9 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         try:
             if self.is_sqlite:
-                self.engine = create_engine(self.url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=24, max_overflow=24)
+                self.engine = create_engine(
+                    self.url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=24, max_overflow=24
+                )
                 event.listen(self.engine, "connect", _prepare_sqlite)
                 event.listen(self.engine, "begin", _begin_sqlite)
             else:
@@ -49,7 +51,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one consistent state and writes nothing."""
+        """Give a session that sees one consistent state and writes nothing."""
         with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
             try:
                 yield session
@@ -58,7 +60,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that commits, durably, when its block ends, or changes nothing when the block raises."""
+        """Give a session that commits, durably, when its block ends, or changes nothing when the block raises."""
         try:
             with Session(self._writer, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -89,10 +91,21 @@ def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise UsageError("--database is not a database URL", rule="database", seen=url.rsplit("@", maxsplit=1)[-1][:200], wanted="sqlite:///… or postgresql+psycopg://…",
-                         fix="correct --database") from error  # fmt: skip
+        raise UsageError(
+            "--database is not a database URL",
+            rule="database",
+            seen=url.rsplit("@", maxsplit=1)[-1][:200],
+            wanted="sqlite:///… or postgresql+psycopg://…",
+            fix="correct --database",
+        ) from error
     if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise UsageError("this database is not supported", rule="database", seen=parsed.drivername, wanted="sqlite or postgresql", fix="correct --database")
+        raise UsageError(
+            "this database is not supported",
+            rule="database",
+            seen=parsed.drivername,
+            wanted="sqlite or postgresql",
+            fix="correct --database",
+        )
     return parsed
 
 

@@ -34,7 +34,9 @@ class _Room:
     gpus: int
 
     def less(self, lease: LeaseRow) -> Self:
-        return type(self)(self.slots - 1, self.cpus - lease.cpus, self.memory - lease.memory, self.scratch - lease.scratch, self.gpus - lease.gpus)
+        return type(self)(
+            self.slots - 1, self.cpus - lease.cpus, self.memory - lease.memory, self.scratch - lease.scratch, self.gpus - lease.gpus
+        )
 
     @property
     def holds(self) -> bool:
@@ -53,7 +55,9 @@ def place(control: Control, node_id: str) -> list[str]:
             return []
         capacity = Capacity.model_validate(node.capacity)
         room = _Room(capacity.slots, capacity.cpus, capacity.memory, capacity.scratch, len(capacity.gpus))
-        for held in session.scalars(select(LeaseRow).where(LeaseRow.node == node_id, LeaseRow.state.in_([state.value for state in ON_NODE]))):
+        for held in session.scalars(
+            select(LeaseRow).where(LeaseRow.node == node_id, LeaseRow.state.in_([state.value for state in ON_NODE]))
+        ):
             room = room.less(held)
         for lease in _waiting(session):
             rest = room.less(lease)

@@ -92,7 +92,13 @@ class FolderStore:
 
     def _path(self, digest: str) -> Path:
         if not is_bundle_digest(digest):
-            raise InputError("not a bundle digest", rule="bundle-digest", seen=digest[:80], wanted="blake3: and 64 hex digits", fix="copy it from 'sealrig seal'")
+            raise InputError(
+                "not a bundle digest",
+                rule="bundle-digest",
+                seen=digest[:80],
+                wanted="blake3: and 64 hex digits",
+                fix="copy it from 'sealrig seal'",
+            )
         name = digest.removeprefix("blake3:")
         return self._root / name[:2] / f"{name}.bundle"
 

@@ -18,4 +18,6 @@ def open_store(settings: ControlSettings) -> BundleStore:
     parts = urlsplit(settings.store)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderStore(Path(parts.path))
-    raise UsageError("--store is not a store URL", rule="store", seen=settings.store.split("@")[-1][:200], wanted="file:///folder", fix="correct --store")
+    raise UsageError(
+        "--store is not a store URL", rule="store", seen=settings.store.split("@")[-1][:200], wanted="file:///folder", fix="correct --store"
+    )

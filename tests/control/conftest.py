@@ -1,0 +1,77 @@
+"""A control plane in this process, with its people."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from policies.loader import load_policy
+from sandbox.control.access import issue_token
+from sandbox.control.app import create_app
+from sandbox.control.core import Control, open_control
+from sandbox.control.settings import ControlSettings, Limits
+from sandbox.wire import TokenRequest
+from tests.control.actors import POLICY, Bundle, Customer, Node, Person, make_bundle
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Starlette would rather have another HTTP client below its test client
+    from starlette.testclient import TestClient
+
+
+@dataclass
+class Clock:
+    """The real time, moved forward at will."""
+
+    ahead: timedelta = field(default_factory=timedelta)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+@dataclass
+class House:
+    """A control plane and how to get people for it."""
+
+    control: Control
+    http: TestClient
+    clock: Clock
+    folder: Path
+
+    def token(self, role: str, tenant: str) -> str:
+        return issue_token(self.control, TokenRequest(role=role, tenant=tenant), actor="server").token
+
+    def person(self, role: str, tenant: str = "operator") -> Person:
+        return Person(self.http, self.token(role, tenant), tenant)
+
+    def customer(self, tenant: str = "lab") -> Customer:
+        return Customer(self.http, self.token("customer", tenant), tenant).enrol()
+
+    def node(self, **capacity: object) -> Node:
+        node = Node(self.http, self.token("node", "operator"), "operator")
+        assert node.register(**capacity).status_code == 200
+        return node
+
+    def bundle(self, customer: Customer, content: bytes = b"weights") -> Bundle:
+        bundle = make_bundle(self.folder, customer.identity, content)
+        customer.upload(bundle.raw, bundle.digest)
+        return bundle
+
+
+def open_house(stack: ExitStack, folder: Path, limits: Limits | None = None) -> House:
+    clock = Clock()
+    settings = ControlSettings(data=folder / "data", policy=load_policy(POLICY), limits=limits or Limits())
+    control = stack.enter_context(open_control(settings, now=clock))
+    http = stack.enter_context(TestClient(create_app(control), base_url="http://server"))
+    return House(control, http, clock, folder)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with ExitStack() as stack:
+        yield open_house(stack, tmp_path)
