@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from typing import TYPE_CHECKING
 
+import structlog
+
 from attestation.signing import SigningKey
 from policies.model import NodeFacts
-from sandbox.errors import UsageError
+from sandbox.errors import EngineError, UsageError
+from sandbox.node.apparmor import profile_for_jobs
 from sandbox.node.client import ControlClient
 from sandbox.node.context import Node
 from sandbox.node.engine import Engine
-from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu import cdi
+from sandbox.node.gpu.inventory import Inventory, inventory
 from sandbox.node.gpu.pool import GpuPool
 from sandbox.node.gpu.wiper import VramWiper
 from sandbox.node.layout import NodeFolder
@@ -27,7 +32,7 @@ from sandbox.wire import Capacity
 if TYPE_CHECKING:
     from pathlib import Path
 
-APPARMOR_PROFILE = "docker-default"
+_log = structlog.get_logger("sealrig.node")
 _MEMORY_SHARE = 0.9
 _DISK_SHARE = 0.8
 
@@ -53,6 +58,8 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
     posture = posture_facts(facts)
     kinds = available_kinds()
+    confinement, why = profile_for_jobs(engine_confines=facts.apparmor)
+    _log.info("apparmor", profile=confinement or "none", why=why)
     node = Node(
         id=settings.id,
         folder=folder,
@@ -60,7 +67,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         client=ControlClient(settings.server, load_token(folder, settings), settings.id),
         engine=engine,
         state=NodeState(folder),
-        gpus=GpuPool(found, cdi=facts.cdi),
+        gpus=GpuPool(found, cdi=facts.cdi and _gpus_described(found)),
         gpu_wiper=VramWiper(),
         facts=NodeFacts(
             node=settings.id,
@@ -73,7 +80,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         ),
         posture=posture,
         seccomp=shipped_profile(),
-        apparmor=APPARMOR_PROFILE if facts.apparmor else "",
+        apparmor=confinement,
     )
     capacity = Capacity(
         slots=settings.slots,
@@ -84,6 +91,16 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         isolation=isolation,
     )
     return node, settings, capacity
+
+
+def _gpus_described(found: Inventory) -> bool:
+    """Tell the engine of this node's GPUs; where that fails none is handed out, and the log says why."""
+    try:
+        cdi.prepare(found.gpus, machine=platform.machine())
+    except EngineError as error:
+        _log.error("gpus-not-described", error=error.message, **error.details)
+        return False
+    return True
 
 
 def make_supervisor(root: Path) -> tuple[Supervisor, NodeFolder]:

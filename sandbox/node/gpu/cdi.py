@@ -56,6 +56,9 @@ def specification(gpus: Sequence[Gpu], libraries: Mapping[str, Path], *, machine
         if not _UUID.fullmatch(gpu.uuid) or gpu.minor is None or not 0 <= gpu.minor < 256 or minors.count(gpu.minor) != 1:
             raise EngineError("a GPU cannot be named safely", rule="cdi-device", seen=f"{gpu.uuid!r}, number {gpu.minor}",
                               wanted="GPU-<uuid> and a device number of its own", fix="look at 'nvidia-smi -q' on this node")  # fmt: skip
+    if machine not in _TRIPLETS:
+        raise EngineError("no GPU driver is known for this processor", rule="cdi-machine", seen=machine, wanted=", ".join(_TRIPLETS),
+                          fix="run GPU nodes on one of these")  # fmt: skip
     folders = [folder.format(triplet=_TRIPLETS[machine]) for folder in _IN_CONTAINER]
     return {
         "cdiVersion": VERSION,
@@ -84,6 +87,21 @@ def find_libraries(driver: str, folders: Iterable[Path] = LIBRARY_FOLDERS) -> di
             raise EngineError("a library of NVIDIA's driver is missing", rule="cdi-library", seen=f"no {name}.{driver}",
                               wanted=f"it in one of {', '.join(map(str, places))}", fix="install the driver's compute libraries")  # fmt: skip
     return found
+
+
+def prepare(gpus: Sequence[Gpu], *, machine: str, folder: Path = SPEC_FOLDER) -> Path | None:
+    """Describe the node's NVIDIA GPUs to the engine, or take an old description away where there are none.
+
+    Raises ``EngineError`` where they cannot be described; then none may be handed out.
+    """
+    try:
+        if not gpus:
+            (folder / SPEC_NAME).unlink(missing_ok=True)
+            return None
+        return write_specification(specification(gpus, find_libraries(gpus[0].driver), machine=machine), folder)
+    except OSError as error:
+        raise EngineError("the GPUs' description cannot be written", rule="cdi-file", seen=str(error), wanted=f"a folder {folder}",
+                          fix=f"make {folder} writable for the node")  # fmt: skip
 
 
 def write_specification(spec: Mapping[str, Any], folder: Path = SPEC_FOLDER) -> Path:

@@ -102,3 +102,27 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         cdi.write_specification({"a": object()}, tmp_path)
     assert json.loads(file.read_text(encoding="utf-8")) == {"a": 1}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_gpus_an_old_description_goes(tmp_path):
+    cdi.write_specification({"a": 1}, tmp_path)
+    for _ in range(2):
+        assert cdi.prepare([], machine="x86_64", folder=tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_node_describes_its_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(cdi, "find_libraries", lambda driver: {"libcuda.so.1": Path(f"/lib/libcuda.so.{driver}")})
+    file = cdi.prepare([gpu(ONE, 0)], machine="x86_64", folder=tmp_path)
+    assert f"/lib/libcuda.so.{DRIVER}" in file.read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match="cannot be written"):
+        cdi.prepare([], machine="x86_64", folder=tmp_path / "file")
+
+
+def test_an_unknown_processor_is_refused():
+    with pytest.raises(EngineError, match="processor"):
+        cdi.specification([gpu(ONE, 0)], {}, machine="riscv64")
