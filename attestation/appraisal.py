@@ -99,15 +99,16 @@ class Appraisal:
         return {"ok": all(step.ok for step in self.steps), "level": self.level.label, "ear": dict(self.ear), "steps": steps}
 
 
-def appraise(submods: Mapping[str, Submod], *, nonce: bytes, policy_id: str, steps: tuple[Step, ...], at: datetime) -> Appraisal:
+def appraise(submods: Mapping[str, Submod], *, nonce: bytes | None, policy_id: str, steps: tuple[Step, ...], at: datetime) -> Appraisal:
     """Return the appraisal of verified submods. ``nonce`` is the one the evidence answered; ``policy_id`` names the trust file."""
-    ear = {
+    ear: dict[str, Any] = {
         "eat_profile": EAR_PROFILE,
         "iat": int(at.timestamp()),
         "ear_verifier_id": dict(VERIFIER),
-        "eat_nonce": nonce.hex(),
         "submods": {name: {**submod.to_json(), "ear_appraisal_policy_ids": [policy_id]} for name, submod in submods.items()},
     }
+    if nonce is not None:
+        ear["eat_nonce"] = nonce.hex()
     return Appraisal(level_of(submods), ear, steps)
 
 

@@ -28,6 +28,7 @@ from attestation.signing import Envelope, b64decode
 from attestation.steps import Steps
 from attestation.trust import Trust
 from attestation.verify.interlock import NodeHistory, check_interlock
+from attestation.verify.tee import check_tee
 
 __all__ = ["Expected", "NodeHistory", "verify_evidence"]
 
@@ -60,7 +61,7 @@ def verify_evidence(envelope: Envelope, *, trust: Trust, expected: Expected, at:
     _check_answers(evidence, expected, steps)
     _check_node(evidence, trust, at, steps)
     check_interlock(evidence, expected.history, required=trust.spec.interlock == "log", steps=steps)
-    submods = {"node": _software(evidence)}
+    submods = check_tee(evidence, _software(evidence), trust, at, steps)
     level = level_of(submods)
     steps.check("level", ok=level >= trust.level, seen=level.label, wanted=f"{trust.spec.level} or higher",
                 fix="lower 'level' in the trust file, or choose a node with more evidence")  # fmt: skip

@@ -1,0 +1,170 @@
+"""AMD SEV-SNP: is this report by a genuine CPU with current firmware, about an accepted guest, and about this question?
+
+Steps: ``snp-format`` · ``snp-chain`` the chip's key (VCEK, or a cloud's VLEK) was issued under AMD's pinned roots · ``snp-signature`` it signed the
+report · ``snp-key-tcb``, ``snp-key-chip`` the certificate is for this firmware and this chip · ``snp-tcb`` at or above the floors · ``snp-policy`` debugging
+off · ``snp-vmpl`` · ``snp-nonce`` (report_data) · ``snp-measurement``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from attestation.appraisal import APPROVED_CONFIGURATION, APPROVED_RUNTIME, ENCRYPTED_RUNTIME, GENUINE, NO_CLAIM, Submod
+from attestation.errors import AttestationError, FormatError
+from attestation.steps import Steps
+from attestation.verify.certificates import load_chain, packaged_roots, verify_chain
+from attestation.verify.snp_report import MAX_VMPL, VCEK, VLEK, SnpReport, Tcb, parse_report
+
+PRODUCTS = ("milan", "genoa", "turin")
+REPORT_DATA_BYTES = 64
+_OID = "1.3.6.1.4.1.3704.1."
+_PARTS = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
+_PRODUCT_OID, _CHIP_OID = "2", "4"
+_INTEGER, _OCTETS, _IA5 = 0x02, 0x04, 0x16
+_TURIN_CHIP_BYTES = 8
+
+
+@dataclass(frozen=True)
+class SnpRules:
+    """What a report must show. ``measurements`` of None compares nothing and then claims nothing of the guest."""
+
+    measurements: Collection[bytes] | None = None
+    floor: Tcb = Tcb(0, 0, 0, 0)
+    smt: bool = True
+    migration: bool = False
+
+
+@dataclass(frozen=True)
+class ChipCertificate:
+    """What a VCEK or VLEK certificate says of the chip (AMD 57230). ``chip`` is empty on a VLEK, which stands for a cloud, not a chip."""
+
+    product: str
+    tcb: Tcb
+    chip: bytes
+
+
+def verify_snp(
+    report: bytes, chain: bytes, *, nonce: bytes | None, rules: SnpRules, at: datetime, steps: Steps, roots: Sequence[x509.Certificate] = ()
+) -> Submod:
+    """Record the steps and return the claims. Raises ``VerificationError`` where later steps would have no basis.
+
+    ``chain`` is the VCEK or VLEK, PEM or DER, with or without its issuers. ``nonce`` is 32 or 64 bytes, or None to compare nothing.
+    ``roots`` replaces AMD's packaged certificates (ASK, ARK, ASVK).
+    """
+    try:
+        certificates = load_chain(chain)
+        about = parse_chip_certificate(certificates[0])
+        parsed = parse_report(report, turin=about.product == "turin")
+    except AttestationError as error:
+        steps.fail("snp-format", error)
+    steps.check("snp-format", ok=True, seen=f"report v{parsed.version}, {about.product}", wanted="report v2 to v5")
+    _check_chain(certificates, about, roots, at, steps)
+    _check_signature(parsed, certificates[0], steps)
+    _check_key(parsed, about, steps)
+    _check_rules(parsed, rules, steps)
+    _check_nonce(parsed, nonce, steps)
+    judged = nonce is not None and rules.measurements is not None
+    claims = {
+        "hardware": GENUINE if nonce is not None else NO_CLAIM,
+        "configuration": APPROVED_CONFIGURATION if nonce is not None else NO_CLAIM,
+        "executables": APPROVED_RUNTIME if judged else NO_CLAIM,
+        "runtime-opaque": ENCRYPTED_RUNTIME if nonce is not None else NO_CLAIM,
+    }
+    facts = {"product": about.product, "tcb": str(parsed.reported_tcb), "measurement": parsed.measurement.hex(), "chip": parsed.chip_id.hex()}
+    return Submod(claims, facts)
+
+
+def _check_chain(
+    certificates: Sequence[x509.Certificate], about: ChipCertificate, roots: Sequence[x509.Certificate], at: datetime, steps: Steps
+) -> None:
+    pinned = list(roots) or list(packaged_roots(f"amd_{about.product}.pem"))
+    tops = [certificate for certificate in pinned if certificate.issuer == certificate.subject]
+    try:
+        middle = next(certificate for certificate in pinned if certificate.subject == certificates[0].issuer)
+        root = verify_chain([certificates[0], middle], tops, at)
+    except StopIteration:
+        steps.need("snp-chain", ok=False, seen=certificates[0].issuer.rfc4514_string()[:200], wanted="an issuer among AMD's pinned certificates")
+    except AttestationError as error:
+        steps.fail("snp-chain", error)
+    else:
+        steps.check("snp-chain", ok=True, seen=root, wanted="AMD's pinned root")
+
+
+def _check_signature(report: SnpReport, certificate: x509.Certificate, steps: Steps) -> None:
+    key = certificate.public_key()
+    good = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
+    if isinstance(key, ec.EllipticCurvePublicKey) and good:
+        try:
+            key.verify(encode_dss_signature(*report.signature), report.signed, ec.ECDSA(hashes.SHA384()))
+        except InvalidSignature:
+            good = False
+    steps.need("snp-signature", ok=good, seen="proven" if good else "another key, or other bytes", wanted="a signature by the chip's key")
+
+
+def _check_key(report: SnpReport, about: ChipCertificate, steps: Steps) -> None:
+    """The certificate must be for this signer, firmware and chip: an old certificate would hide a downgrade."""
+    wanted = VCEK if about.chip else VLEK
+    steps.check("snp-key", ok=report.signer == wanted, seen=f"signing key {report.signer}", wanted=f"{wanted} ({'VCEK' if about.chip else 'VLEK'})")
+    steps.check("snp-key-tcb", ok=about.tcb == report.reported_tcb, seen=str(report.reported_tcb), wanted=str(about.tcb))
+    if about.chip:
+        size = len(about.chip)
+        same = report.chip_id[:size] == about.chip and not any(report.chip_id[size:])
+        steps.check("snp-key-chip", ok=same and not report.chip_key_masked, seen=report.chip_id.hex(), wanted=about.chip.hex())
+
+
+def _check_rules(report: SnpReport, rules: SnpRules, steps: Steps) -> None:
+    low = next((tcb for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb) if not tcb.covers(rules.floor)), None)
+    steps.check("snp-tcb", ok=low is None, seen=str(low or report.reported_tcb), wanted=f"at least {rules.floor}", fix="update the host's firmware")
+    policy = report.policy
+    allowed = not policy.debug and (rules.migration or not policy.migration) and (rules.smt or not policy.smt)
+    steps.check("snp-policy", ok=allowed, seen=f"debug {policy.debug}, migration {policy.migration}, SMT {policy.smt}",
+                wanted=f"debug False, migration {'any' if rules.migration else 'False'}, SMT {'any' if rules.smt else 'False'}",
+                fix="start the guest with another policy")  # fmt: skip
+    steps.check("snp-vmpl", ok=report.vmpl <= MAX_VMPL, seen=str(report.vmpl), wanted=f"0 to {MAX_VMPL} (asked for by the guest, not the host)")
+    known = rules.measurements is None or report.measurement in rules.measurements
+    steps.check("snp-measurement", ok=known, seen=report.measurement.hex(),
+                wanted="not compared: no measurement was given" if rules.measurements is None else f"one of {len(rules.measurements)} accepted",
+                fix="add the measurement to the trust file, if you accept this image")  # fmt: skip
+
+
+def _check_nonce(report: SnpReport, nonce: bytes | None, steps: Steps) -> None:
+    wanted = None if nonce is None else nonce.ljust(REPORT_DATA_BYTES, b"\0")
+    steps.check("snp-nonce", ok=wanted is None or report.report_data == wanted, seen=report.report_data.hex(),
+                wanted="not compared: no nonce was given" if wanted is None else wanted.hex(), fix="ask for a new report over the right nonce")  # fmt: skip
+
+
+def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
+    """Read AMD's extensions of a VCEK or VLEK. Raises ``FormatError``."""
+    values = {}
+    for extension in certificate.extensions:
+        if isinstance(extension.value, x509.UnrecognizedExtension) and extension.oid.dotted_string.startswith(_OID):
+            values[extension.oid.dotted_string.removeprefix(_OID)] = extension.value.value
+    name = _tagged(values.get(_PRODUCT_OID, b""), _IA5).decode("ascii", errors="replace")
+    product = "genoa" if name.lower().startswith("siena") else name.partition("-")[0].lower()
+    if product not in PRODUCTS:
+        raise FormatError("not a certificate of a known AMD product", seen=name[:40], wanted=", ".join(PRODUCTS))
+    parts = {part: int.from_bytes(_tagged(values[oid], _INTEGER), "big") for part, oid in _PARTS.items() if oid in values}
+    missing = {"bootloader", "tee", "snp", "microcode"} - set(parts)
+    if missing or max(parts.values()) > 255:
+        raise FormatError("not a chip certificate", seen=f"missing: {', '.join(sorted(missing)) or 'none'}", wanted="the versions of all firmware parts")
+    chip = values.get(_CHIP_OID, b"")
+    wanted = _TURIN_CHIP_BYTES if product == "turin" else REPORT_DATA_BYTES
+    chip = chip[2:] if len(chip) == wanted + 2 and chip[:2] == bytes([_OCTETS, wanted]) else chip
+    if chip and len(chip) != wanted:
+        raise FormatError("a chip id of another length", seen=f"{len(chip)} bytes", wanted=f"{wanted} bytes")
+    return ChipCertificate(product, Tcb(**parts), chip)
+
+
+def _tagged(raw: bytes, tag: int) -> bytes:
+    """Return the value of one short DER element that fills ``raw``."""
+    if len(raw) < 2 or raw[0] != tag or raw[1] != len(raw) - 2 or raw[1] > 127:
+        raise FormatError("a certificate's extension is not as AMD defines it", seen=raw[:8].hex(), wanted=f"one DER element of tag {tag:02x}")
+    return raw[2:]

@@ -1,0 +1,102 @@
+"""Hardware evidence inside a node's evidence: each piece is checked by its own verifier and must carry ``Evidence.binding()``.
+
+A kind that the trust file has no section for is not appraised and claims nothing; a kind that it has a section for must verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from attestation.appraisal import Submod
+from attestation.errors import FormatError
+from attestation.evidence import Evidence, TeeEvidence
+from attestation.signing import b64decode
+from attestation.steps import Steps
+from attestation.trust import SnpTrust, Trust
+from attestation.verify.snp import SnpRules, verify_snp
+from attestation.verify.snp_report import Tcb
+from attestation.verify.tpm import TpmEvidence, verify_tpm
+
+_PCR_BYTES = 32
+
+
+def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, steps: Steps) -> dict[str, Submod]:
+    """Record the steps of all hardware evidence; return the submods ``node``, ``cpu0`` and ``gpu0…``."""
+    submods = {"node": node}
+    names = {"node": "node", "cpu0": "cpu0"} | {gpu.uuid: f"gpu{number}" for number, gpu in enumerate(evidence.gpus)}
+    submods |= {names[gpu.uuid]: Submod({}, {"uuid": gpu.uuid, "name": gpu.name}) for gpu in evidence.gpus}
+    found = evidence.tee or ()
+    places = [(tee.kind, tee.target) for tee in found]
+    fitting = all(tee.target in names and _fits(tee.kind, names[tee.target]) for tee in found) and len(set(places)) == len(places)
+    steps.check("tee-targets", ok=fitting, seen=", ".join(f"{kind} of {target}" for kind, target in places)[:400] or "none",
+                wanted="one piece of each kind for each device")  # fmt: skip
+    if not fitting:
+        return submods
+    leaves: list[str] = []
+    for tee in found:
+        name = names[tee.target]
+        submod = _appraise(tee, evidence, trust, at, steps)
+        submods[name] = Submod({**submods[name].claims, **submod.claims}, {**submods[name].facts, **submod.facts})
+        if tee.kind == "nvidia-gpu":
+            leaves.append(tee.parts.get("chain", ""))
+    if leaves:
+        steps.check("gpu-distinct", ok=len(set(leaves)) == len(leaves), seen=f"{len(set(leaves))} certificates", wanted=f"{len(leaves)}, one a GPU")
+    return submods
+
+
+def _fits(kind: str, name: str) -> bool:
+    return {"tpm": name == "node", "sev-snp": name == "cpu0", "nvidia-gpu": name.startswith("gpu")}[kind]
+
+
+def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, steps: Steps) -> Submod:
+    spec, binding = trust.spec, evidence.binding()
+    try:
+        if tee.kind == "tpm" and spec.tpm is not None:
+            key = spec.tpm.keys.get(evidence.node)
+            accepted = {int(index): [bytes.fromhex(value) for value in values] for index, values in spec.tpm.pcrs.items()}
+            keys = [] if key is None else [b64decode(key)]
+            return verify_tpm(tpm_evidence(tee), nonce=binding, keys=keys, accepted=accepted, steps=steps)
+        if tee.kind == "sev-snp" and spec.snp is not None:
+            return verify_snp(part(tee, "report"), part(tee, "chain"), nonce=binding, rules=snp_rules(spec.snp), at=at, steps=steps)
+        if tee.kind == "nvidia-gpu" and spec.gpu is not None:
+            # XML libraries load here only: most evidence has no GPU report.
+            from attestation.verify.nvidia import GpuRules, verify_gpu  # noqa: PLC0415
+
+            rims = [b64decode(data) for name, data in sorted(tee.parts.items()) if name.startswith("rim")]
+            rules = GpuRules(drivers=spec.gpu.drivers, vbios=spec.gpu.vbios)
+            return verify_gpu(part(tee, "report"), part(tee, "chain"), rims, nonce=binding, rules=rules, at=at, steps=steps)
+    except FormatError as error:
+        steps.fail(f"{tee.kind}-parts", error)
+    section = {"tpm": "tpm", "sev-snp": "snp", "nvidia-gpu": "gpu"}[tee.kind]
+    steps.check(f"{tee.kind}-trust", ok=True, seen="not appraised, nothing is claimed of it", wanted=f"no section {section!r} in the trust file")
+    return Submod({}, {})
+
+
+def part(tee: TeeEvidence, name: str) -> bytes:
+    """Return one part's bytes. Raises ``FormatError`` where it is missing."""
+    if name not in tee.parts:
+        raise FormatError(f"the {tee.kind} evidence has no {name}", seen=", ".join(sorted(tee.parts)), wanted=name)
+    return b64decode(tee.parts[name])
+
+
+def tpm_evidence(tee: TeeEvidence) -> TpmEvidence:
+    """Return the parts of a TPM's evidence: ``quote``, ``signature``, ``key``, and ``pcrs`` as (index, 32 bytes) each. Raises ``FormatError``."""
+    raw = part(tee, "pcrs")
+    if len(raw) % (1 + _PCR_BYTES):
+        raise FormatError("not PCR values", seen=f"{len(raw)} bytes", wanted=f"a multiple of {1 + _PCR_BYTES}")
+    pcrs: Mapping[int, bytes] = {raw[at]: raw[at + 1 : at + 1 + _PCR_BYTES] for at in range(0, len(raw), 1 + _PCR_BYTES)}
+    return TpmEvidence(part(tee, "quote"), part(tee, "signature"), pcrs, part(tee, "key"))
+
+
+def snp_rules(section: SnpTrust) -> SnpRules:
+    """Return what the trust file wants of an SEV-SNP report."""
+    tcb = section.tcb
+    return SnpRules(
+        measurements=[bytes.fromhex(text) for text in section.measurements],
+        floor=Tcb(bootloader=tcb.bootloader, tee=tcb.tee, snp=tcb.snp, microcode=tcb.microcode, fmc=tcb.fmc),
+        smt=section.smt,
+        migration=section.migration,
+    )
+
+

@@ -1,0 +1,247 @@
+"""TPM quotes: a public one, and real ones by a software TPM, each altered in every way that matters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestation.collect.tpm import TpmSource
+from attestation.errors import AttestationError, FormatError, VerificationError
+from attestation.signing import b64decode
+from attestation.steps import Steps
+from attestation.verify.single import verify_single
+from attestation.verify.tpm import TpmEvidence, parse_quote, verify_tpm
+from attestation.verify.tee import tpm_evidence
+from tests.attestation.leases import AT
+from tests.conftest import VECTORS
+
+SAMPLE = VECTORS / "tpm" / "tpm_evidence.json"
+public = pytest.mark.skipif(not SAMPLE.exists(), reason="the public TPM vector is not here")
+
+
+def sample():
+    tree = json.loads(SAMPLE.read_text())
+    quote = tree["tpm_quote"]
+    pcrs = {index: bytes.fromhex(text) for index, text in enumerate(quote["pcrs"])}
+    return TpmEvidence(b64decode(quote["message"]), b64decode(quote["signature"]), pcrs, b64decode(tree["ak_public"]))
+
+
+def check(evidence, **changes):
+    steps = Steps("the quote")
+    known = {"nonce": None, "keys": [evidence.key], "accepted": {}} | changes
+    submod = verify_tpm(evidence, **known, steps=steps)
+    steps.finish()
+    return submod
+
+
+def failed(evidence, **changes):
+    with pytest.raises(VerificationError) as caught:
+        check(evidence, **changes)
+    return [step.step for step in caught.value.steps if not step.ok]
+
+
+@public
+def test_the_public_quote_verifies():
+    quote = parse_quote(sample().message)
+    assert quote.pcrs == tuple(range(24))
+    submod = check(sample(), nonce=quote.nonce, accepted={0: [sample().pcrs[0]]})
+    assert submod.claims == {"hardware": 2, "executables": 3}
+
+
+@public
+def test_without_nonce_key_or_pcrs_nothing_is_claimed():
+    nonce = parse_quote(sample().message).nonce
+    assert check(sample()).claims == {"hardware": 0, "executables": 0}
+    assert check(sample(), keys=None, nonce=nonce).claims == {"hardware": 0, "executables": 0}
+    assert check(sample(), nonce=nonce).claims == {"hardware": 2, "executables": 0}
+
+
+@public
+def test_each_flipped_byte_fails_at_its_step():
+    good = sample()
+    for position in range(len(good.message)):
+        assert failed(replace(good, message=_flip(good.message, position))) == ["tpm-signature"]
+    for position in range(len(good.signature)):
+        assert failed(replace(good, signature=_flip(good.signature, position))) == ["tpm-signature"]
+    for index in range(24):
+        for position in (0, 31):
+            pcrs = good.pcrs | {index: _flip(good.pcrs[index], position)}
+            assert failed(replace(good, pcrs=pcrs)) == ["tpm-pcr-digest"]
+
+
+@public
+def test_a_key_that_is_not_trusted_fails_first():
+    assert failed(sample(), keys=[b"other"]) == ["tpm-key"]
+
+
+@public
+def test_wrong_nonce_and_wrong_or_unquoted_pcrs_fail():
+    assert failed(sample(), nonce=bytes(32)) == ["tpm-nonce"]
+    assert failed(sample(), accepted={0: [b"\1" * 32]}) == ["tpm-pcr-0"]
+    assert failed(sample(), accepted={0: [b""], 24: [b""]})[-1] == "tpm-pcr-24" or failed(sample(), accepted={24: [b"x"]}) == ["tpm-pcr-24"]
+
+
+@public
+def test_missing_or_short_pcr_values_fail():
+    pcrs = dict(sample().pcrs)
+    del pcrs[5]
+    assert failed(replace(sample(), pcrs=pcrs)) == ["tpm-pcr-digest"]
+
+
+@public
+def test_the_public_sample_file_stands_alone():
+    raw, nonce = SAMPLE.read_bytes(), parse_quote(sample().message).nonce
+    result = verify_single("tpm", raw, at=AT)
+    assert result.to_json()["ok"]
+    assert result.level.label == "software"  # without nonce, key and PCRs it proves no more
+    assert verify_single("tpm", raw, at=AT, nonce=nonce, roots=[sample().key])
+    with pytest.raises(VerificationError):
+        verify_single("tpm", raw, at=AT, nonce=bytes(32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_clear_error(raw):
+    with pytest.raises(AttestationError):
+        parse_quote(raw)
+    with pytest.raises(AttestationError):
+        parse_quote(b"\xff\x54\x43\x47\x80\x18" + raw)
+
+
+@public
+def test_trailing_bytes_are_refused():
+    with pytest.raises(FormatError, match="after its end"):
+        parse_quote(sample().message + b"\0")
+
+
+def _flip(data, position):
+    return data[:position] + bytes([data[position] ^ 0x01]) + data[position + 1 :]
+
+
+# ---- a software TPM, driven by the same tools as a real one
+
+HANDLE = "0x81010002"
+TOOLS = ("swtpm", "swtpm_setup", "tpm2_createek", "tpm2_createak", "tpm2_quote", "tpm2_pcrextend", "tpm2_evictcontrol")
+software_tpm = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason="needs swtpm, swtpm-tools and tpm2-tools")
+
+
+class Tpm:
+    """One swtpm process with an attestation key in a context file."""
+
+    def __init__(self, folder):
+        self.folder, self.state, self.process = folder, folder / "state", None
+        self.state.mkdir()
+        done = subprocess.run(["swtpm_setup", "--tpm2", "--tpmstate", str(self.state), "--createek", "--pcr-banks", "sha256", "--overwrite"],
+                              capture_output=True, timeout=60, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+    def start(self):
+        port = random.SystemRandom().randrange(20000, 40000, 2)
+        self.tcti = f"swtpm:host=127.0.0.1,port={port}"
+        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state}", "--server", f"type=tcp,port={port},bindaddr=127.0.0.1",
+                   "--ctrl", f"type=tcp,port={port + 1},bindaddr=127.0.0.1", "--flags", "not-need-init,startup-clear"]  # fmt: skip
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port + 1), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        pytest.fail("swtpm did not start")
+
+    def tool(self, *command):
+        environment = {"PATH": os.environ["PATH"], "TPM2TOOLS_TCTI": self.tcti}
+        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+
+    def make_key(self):
+        self.tool("tpm2_createek", "-c", "ek.ctx", "-G", "ecc", "-u", "ek.pub")
+        self.tool("tpm2_flushcontext", "-t")
+        self.tool("tpm2_createak", "-C", "ek.ctx", "-c", "ak.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa", "-u", "ak.pub", "-n", "ak.name")
+        self.tool("tpm2_flushcontext", "-t")
+        self.tool("tpm2_evictcontrol", "-C", "o", "-c", "ak.ctx", HANDLE)
+        self.tool("tpm2_flushcontext", "-t")
+
+    def stop(self):
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+    def quote(self, binding, pcrs=(0, 14, 16)):
+        return TpmSource(HANDLE, pcrs, self.tcti).quote(binding)
+
+
+@pytest.fixture(scope="module")
+def tpm(tmp_path_factory):
+    device = Tpm(tmp_path_factory.mktemp("tpm"))
+    device.start()
+    try:
+        device.make_key()
+        yield device
+    finally:
+        device.stop()
+
+
+BINDING = hashlib.sha256(b"binding").digest()
+RUNNER = hashlib.sha256(b"runner").hexdigest()
+
+
+@software_tpm
+def test_enrolment_to_quote_to_refusal(tpm):
+    """One TPM's life: measured runner, good quote, replay, another measurement, reboot."""
+    tpm.tool("tpm2_pcrextend", f"14:sha256={RUNNER}")
+    good = tpm_evidence(tpm.quote(BINDING))
+    runner_pcr = hashlib.sha256(bytes(32) + bytes.fromhex(RUNNER)).digest()
+    accepted = {14: [runner_pcr]}
+    assert check(good, nonce=BINDING, accepted=accepted).claims == {"hardware": 2, "executables": 3}
+
+    # replayed for another question
+    assert failed(good, nonce=hashlib.sha256(b"another").digest(), accepted=accepted) == ["tpm-nonce"]
+    # altered: the values of an accepted runner under another quote
+    tpm.tool("tpm2_pcrextend", f"14:sha256={RUNNER}")
+    tampered = tpm_evidence(tpm.quote(BINDING))
+    assert failed(tampered, nonce=BINDING, accepted=accepted) == ["tpm-pcr-14"]
+    assert failed(replace(tampered, pcrs=good.pcrs), nonce=BINDING, accepted=accepted) == ["tpm-pcr-digest"]
+    # the accepted PCR was not asked for
+    assert failed(tpm_evidence(tpm.quote(BINDING, (0,))), nonce=BINDING, accepted=accepted) == ["tpm-pcr-14"]
+    # rebooted without measuring the runner: PCR 14 is empty again
+    before = parse_quote(tampered.message)
+    tpm.stop()
+    tpm.start()
+    rebooted = tpm_evidence(tpm.quote(BINDING))
+    assert parse_quote(rebooted.message).reset_count > before.reset_count
+    assert failed(rebooted, nonce=BINDING, accepted=accepted) == ["tpm-pcr-14"]
+
+
+@software_tpm
+def test_a_foreign_tpm_is_refused(tpm, tmp_path):
+    other = Tpm(tmp_path)
+    other.start()
+    try:
+        other.make_key()
+        foreign = tpm_evidence(other.quote(BINDING))
+    finally:
+        other.stop()
+    own = tpm_evidence(tpm.quote(BINDING))
+    assert failed(foreign, nonce=BINDING, keys=[own.key]) == ["tpm-key"]
+    assert failed(replace(foreign, key=own.key), nonce=BINDING, keys=[own.key]) == ["tpm-signature"]
+
+
+@software_tpm
+def test_a_tpm_that_refuses_gives_a_clear_error(tpm):
+    with pytest.raises(AttestationError) as caught:
+        TpmSource("0x81010009", (0,), tpm.tcti).quote(BINDING)
+    assert caught.value.details["rule"] == "tpm-refused"
