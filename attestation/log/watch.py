@@ -1,0 +1,149 @@
+"""Follows a log: every checkpoint must extend the last one seen, and every new entry must stand in it. Otherwise: an alarm."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from attestation.canonical import canonical_json, parse_json
+from attestation.errors import FormatError, LogError
+from attestation.log.errors import ForkError, HistoryError, LogFetchError, NoteError, NoteSignatureError, TileError
+from attestation.log.files import sync_folder
+from attestation.log.history import require_extends
+from attestation.log.leaf import Leaf
+from attestation.log.note import COSIGNATURE, Checkpoint, NoteVerifier, open_checkpoint
+from attestation.log.reader import LogReader
+from attestation.log.tiles import TILE_WIDTH, Edge
+from attestation.merkle import leaf_hash
+from attestation.signing import b64decode, b64encode
+
+MAX_STATE_BYTES = 1024 * 1024
+# What an alarm is called, by the error that raises it; the first that fits.
+_KINDS: tuple[tuple[type[LogError], str], ...] = (
+    (ForkError, "fork"),
+    (HistoryError, "shrink"),
+    (NoteSignatureError, "unknown-key"),
+    (NoteError, "bad-checkpoint"),
+    (LogFetchError, "unreachable"),
+    (LogError, "bad-log"),
+)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that a person must look at.
+
+    ``kind`` is stable: fork, shrink, unknown-key, bad-checkpoint, bad-log, unreachable, stale, quorum-lost.
+    """
+
+    kind: str
+    message: str
+    details: dict[str, object]
+
+
+@dataclass(frozen=True)
+class WatchState:
+    """What was seen: the last checkpoint (a note), when it was first seen (POSIX seconds), and the edge of its tree."""
+
+    note: str = ""
+    since: int = 0
+    size: int = 0
+    lowest: tuple[bytes, ...] = ()
+    upper: bytes = b""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a state, or start a new one. Raises ``FormatError`` or ``LimitError`` for a damaged file: it is not started over."""
+        try:
+            with path.open("rb") as file:
+                tree = parse_json(file.read(MAX_STATE_BYTES + 1), max_bytes=MAX_STATE_BYTES)
+        except FileNotFoundError:
+            return cls()
+        try:
+            return cls(
+                str(tree["note"]), int(tree["since"]), int(tree["size"]), tuple(map(b64decode, tree["lowest"])), b64decode(tree["upper"])
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"{path} is no state of a watch", rule="watch-state", seen=repr(error)[:80], wanted="a file that watch wrote"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write the state in the place of the one before, durably."""
+        tree = {
+            "v": 1,
+            "note": self.note,
+            "since": self.since,
+            "size": self.size,
+            "lowest": [b64encode(each) for each in self.lowest],
+            "upper": b64encode(self.upper),
+        }
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(canonical_json(tree))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is accepted: the log's keys, witnesses and how many must have cosigned; stale after so many seconds without news (0: never)."""
+
+    keys: tuple[NoteVerifier, ...]
+    witnesses: tuple[NoteVerifier, ...] = ()
+    quorum: int = 0
+    stale_seconds: int = 0
+
+    def step(self, reader: LogReader, state: WatchState, now: int) -> tuple[WatchState, list[Alarm]]:
+        """Look once: return what to remember and what to be alarmed about. Never goes back behind ``state``."""
+        try:
+            note = reader.checkpoint()
+            checkpoint, signed = open_checkpoint(note, self.keys)
+            if state.note:
+                require_extends(reader, state.note, note, self.keys)
+            fresh = _follow(reader, state, checkpoint)
+        except LogError as error:
+            return state, [_alarm(error), *self._stale(state, now)]
+        if not state.note or checkpoint.size != state.size:
+            fresh = replace(fresh, since=now)
+        fresh = replace(fresh, note=note)
+        stated = [
+            moment for key, moment in signed.verify((*self.keys, *self.witnesses)).items() if key.kind == COSIGNATURE and moment is not None
+        ]
+        alarms = []
+        if len(stated) < self.quorum:
+            details: dict[str, object] = {"rule": "quorum-lost", "seen": f"{len(stated)} cosignatures", "wanted": f"≥ {self.quorum}"}
+            alarms.append(Alarm("quorum-lost", "too few witnesses cosigned", details))
+        # A cosignature says when a witness saw the log; without any, only its growth shows that it lives.
+        return fresh, alarms + self._stale(replace(fresh, since=max([fresh.since, *stated])), now)
+
+    def _stale(self, state: WatchState, now: int) -> list[Alarm]:
+        age = now - state.since
+        if not self.stale_seconds or not state.note or age <= self.stale_seconds:
+            return []
+        details: dict[str, object] = {"rule": "stale", "seen": f"{age} s without news", "wanted": f"≤ {self.stale_seconds} s"}
+        return [Alarm("stale", "the log stands still", details)]
+
+
+def _follow(reader: LogReader, state: WatchState, checkpoint: Checkpoint) -> WatchState:
+    """Read every entry since ``state`` and prove that they, and nothing else, lead to the new root. Raises ``LogError``."""
+    edge = Edge.restore(state.size, state.upper, state.lowest)
+    for number in range(state.size // TILE_WIDTH, -(-checkpoint.size // TILE_WIDTH)):
+        leaves = reader.bundle(number, checkpoint.size)
+        for raw in leaves[max(0, edge.size - number * TILE_WIDTH) :]:
+            Leaf.from_bytes(raw)
+            edge.append(leaf_hash(raw))
+    if edge.root() != checkpoint.root:
+        raise TileError(
+            "the entries do not lead to the signed root", rule="watch-root", seen=edge.root().hex(), wanted=checkpoint.root.hex()
+        )
+    return replace(state, size=edge.size, lowest=tuple(edge.rows[0] if edge.rows else ()), upper=edge.upper())
+
+
+def _alarm(error: LogError) -> Alarm:
+    kind = next(name for type_, name in _KINDS if isinstance(error, type_))
+    return Alarm(kind, error.message, dict(error.details))

@@ -1,0 +1,234 @@
+"""The witness: every answer of the protocol, forks caught with evidence; and the log that asks for a quorum."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestation.log.errors import QuorumError
+from attestation.log.history import ForkEvidence
+from attestation.log.note import Checkpoint, Note, NoteVerifier, sign_checkpoint
+from attestation.log.quorum import Quorum, WitnessPlace
+from attestation.log.reader import LogReader
+from attestation.log.verify import verify_log
+from attestation.log.witness import MAX_BODY_BYTES, Witness
+from attestation.log.witness_server import witness_server
+from attestation.merkle import consistency_proof, leaf_hash, perfect_root, root
+from attestation.signing import SigningKey, b64encode
+from tests.attestation.log.logs import KEY, ORIGIN, OTHER_KEY, VERIFIER, leaf, open_log
+
+NAME = "witness.example/w1"
+HASHES = [leaf_hash(b"%d" % number) for number in range(40)]
+FORKED = [leaf_hash(b"forked"), *HASHES[1:]]
+
+
+def body(
+    old: int, size: int, hashes: list[bytes] = HASHES, *, key: SigningKey = KEY, origin: str = ORIGIN, proof: list[bytes] | None = None
+) -> bytes:
+    note = sign_checkpoint(Checkpoint(origin, size, root(hashes[:size])), origin, key).whole
+    if proof is None:
+        proof = (
+            consistency_proof(old, size, lambda height, at: perfect_root(hashes[at << height : (at + 1) << height])) if old <= size else []
+        )
+    return ("".join(f"{line}\n" for line in (f"old {old}", *map(b64encode, proof), "")) + note).encode()
+
+
+@pytest.fixture
+def caught() -> list[ForkEvidence]:
+    return []
+
+
+@pytest.fixture
+def witness(tmp_path: Path, caught: list[ForkEvidence]) -> Iterator[Witness]:
+    witness = Witness(tmp_path / "witness.db", NAME, OTHER_KEY, [VERIFIER], on_fork=caught.append)
+    yield witness
+    witness.close()
+
+
+def test_cosigns_what_extends(witness: Witness) -> None:
+    for old, new in [(0, 3), (3, 3), (3, 8), (8, 40)]:
+        answer = witness.add_checkpoint(body(old, new), 1_800_000_000)
+        assert answer.status == 200, answer
+        text = Note.parse(body(old, new).partition(b"\n\n")[2]).text
+        assert Note.parse(f"{text}\n{answer.body}").verify([witness.verifier]) == {witness.verifier: 1_800_000_000}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (body(0, 5, origin="log.example/other"), 404),
+        (body(0, 5, key=OTHER_KEY), 403),
+        (body(6, 5), 400),
+        (b"", 400),
+        (b"old 0\n\nx\n", 400),
+        (body(0, 5).replace(b"old 0", b"old 00"), 400),
+        (body(0, 5).replace(b"old 0", b"new 0"), 400),
+        (body(0, 5).replace(b"old 0\n", b"old 0\n" + b"A\n" * 64), 400),
+        (body(0, 5).replace(b"old 0\n", b"old 0\n!!\n"), 400),
+        (b"\xff" * 10, 400),
+        (b"x" * (MAX_BODY_BYTES + 1), 400),
+        (body(0, 5, proof=HASHES[:1]), 422),
+    ],
+)
+def test_refuses_a_first_request(witness: Witness, request_: bytes, status: int) -> None:
+    assert witness.add_checkpoint(request_, 1).status == status
+    assert witness.add_checkpoint(body(0, 3), 1).status == 200
+
+
+def test_names_the_size_it_saw_last(witness: Witness) -> None:
+    witness.add_checkpoint(body(0, 7), 1)
+    for old in (0, 3):
+        answer = witness.add_checkpoint(body(old, 20), 1)
+        assert (answer.status, answer.body, answer.media_type) == (409, "7\n", "text/x.tlog.size")
+
+
+def test_never_goes_back(witness: Witness) -> None:
+    witness.add_checkpoint(body(0, 20), 1)
+    assert witness.add_checkpoint(body(7, 7), 1).status == 409
+    assert witness.add_checkpoint(body(20, 7), 1).status == 400
+
+
+def test_a_wrong_proof(witness: Witness, caught: list[ForkEvidence]) -> None:
+    witness.add_checkpoint(body(0, 7), 1)
+    assert witness.add_checkpoint(body(7, 20, proof=HASHES[:4]), 1).status == 422
+    assert not caught
+    assert witness.add_checkpoint(body(7, 20), 1).status == 200
+
+
+@pytest.mark.parametrize(("old", "new", "status"), [(7, 7, 409), (7, 20, 422)])
+def test_catches_a_rewrite_with_the_log_s_own_key(witness: Witness, caught: list[ForkEvidence], old: int, new: int, status: int) -> None:
+    witness.add_checkpoint(body(0, old), 1)
+    assert witness.add_checkpoint(body(old, new, FORKED), 1).status == status
+    (evidence,) = caught
+    assert [each.size for each in ForkEvidence.from_text(evidence.to_text()).verify([VERIFIER])] == [old, new]
+
+
+def test_remembers_after_a_restart(tmp_path: Path) -> None:
+    for status in (200, 409):
+        witness = Witness(tmp_path / "w.db", NAME, OTHER_KEY, [VERIFIER])
+        assert witness.add_checkpoint(body(0, 7), 1).status == status
+        witness.close()
+
+
+def test_two_requests_at_once_cannot_roll_it_back(witness: Witness) -> None:
+    witness.add_checkpoint(body(0, 5), 1)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda size=size: answers.append(witness.add_checkpoint(body(5, size), 1).status)) for size in range(6, 26)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200] + [409] * 19
+
+
+@given(st.binary(max_size=400))
+def test_noise_is_refused(raw: bytes) -> None:
+    witness = Witness(Path(":memory:"), NAME, OTHER_KEY, [VERIFIER])
+    assert witness.add_checkpoint(raw, 1).status == 400
+    witness.close()
+
+
+# --- the log asks --------------------------------------------------------------------------------------------------------
+
+
+def _client(witnesses: dict[str, Callable[[bytes], tuple[int, str]]]) -> httpx.Client:
+    def answer(request: httpx.Request) -> httpx.Response:
+        status, text = witnesses[request.url.host](request.read())
+        return httpx.Response(status, text=text)
+
+    return httpx.Client(transport=httpx.MockTransport(answer))
+
+
+def _places(*witnesses: Witness) -> list[WitnessPlace]:
+    return [WitnessPlace(f"http://w{number}.example/x/", each.verifier) for number, each in enumerate(witnesses)]
+
+
+def _speak(witness: Witness) -> Callable[[bytes], tuple[int, str]]:
+    def speak(raw: bytes) -> tuple[int, str]:
+        answer = witness.add_checkpoint(raw, 1_800_000_000)
+        return answer.status, answer.body
+
+    return speak
+
+
+def test_a_log_publishes_with_its_quorum(tmp_path: Path) -> None:
+    keys = [SigningKey(bytes([number]) * 32) for number in (1, 2, 3)]
+    witnesses = [Witness(tmp_path / f"{number}.db", f"w{number}.example", key, [VERIFIER]) for number, key in enumerate(keys)]
+    down = {"w2.example": lambda _: (503, "down")}
+    client = _client({f"w{number}.example": _speak(each) for number, each in enumerate(witnesses)} | down)
+    places = _places(*witnesses)
+    data = tmp_path / "data"
+    with open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), places, 2, client)) as writer:
+        for count in (3, 300, 1):
+            writer.append([leaf() for _ in range(count)])
+    # A new process does not know what the witnesses saw; it learns it from their answer.
+    with open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), places, 2, client)) as writer:
+        writer.append([leaf()])
+    verifiers = [VERIFIER, *(each.verifier for each in witnesses)]
+    check = verify_log(LogReader.from_dir(data), verifiers)
+    assert check.checkpoint.size == 305
+    assert {name for name, _ in check.signers} == {ORIGIN, "w0.example", "w1.example"}
+    with pytest.raises(QuorumError) as caught:
+        open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), places, 3, client))
+    assert caught.value.details["rule"] == "quorum-lost"
+    assert "503" in str(caught.value.details["seen"])
+    for each in witnesses:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda _: (200, ""),
+        lambda _: (200, "x" * 200_000),
+        lambda _: (200, "— other.example AAAAAAAA\n"),
+        lambda _: (409, "many\n"),
+        lambda _: (409, "99999\n"),
+        lambda _: (409, "1\n"),
+        lambda _: (422, ""),
+    ],
+)
+def test_a_witness_that_lies_is_not_counted(tmp_path: Path, lie: Callable[[bytes], tuple[int, str]]) -> None:
+    place = WitnessPlace("http://w.example", NoteVerifier("w.example", OTHER_KEY.public, 4))
+    data = tmp_path / "data"
+    with pytest.raises(QuorumError):
+        open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), [place], 1, _client({"w.example": lie})))
+    open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), [place], 0, _client({"w.example": lie}))).close()
+
+
+def test_a_quorum_needs_as_many_witnesses(tmp_path: Path) -> None:
+    with pytest.raises(QuorumError):
+        Quorum(LogReader.from_dir(tmp_path), [], 1)
+
+
+def test_over_real_http(witness: Witness) -> None:
+    lines: list[str] = []
+    server = witness_server(witness, ("127.0.0.1", 0), lines.append)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    prefix = f"http://127.0.0.1:{server.server_port}"
+    try:
+        with httpx.Client() as client:
+            assert client.get(f"{prefix}/vkey").text.strip() == witness.verifier.text
+            assert client.get(f"{prefix}/other").status_code == 404
+            assert client.post(f"{prefix}/other", content=b"").status_code == 404
+            answer = client.post(f"{prefix}/add-checkpoint", content=body(0, 5))
+            assert answer.status_code == 200
+            assert answer.text.startswith("— witness.example/w1 ")
+            conflict = client.post(f"{prefix}/add-checkpoint", content=body(0, 7))
+            assert (conflict.status_code, conflict.headers["content-type"]) == (409, "text/x.tlog.size")
+            assert client.post(f"{prefix}/add-checkpoint", content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 413
+            assert client.post(f"{prefix}/add-checkpoint", content=iter([b"x"])).status_code == 411
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert any("add-checkpoint" in line for line in lines)
