@@ -85,7 +85,7 @@ def find_libraries(driver: str, folders: Iterable[Path] = LIBRARY_FOLDERS) -> di
             found.update({target.format(driver=driver): file for target in targets})
         elif name in _NEEDED:
             raise EngineError("a library of NVIDIA's driver is missing", rule="cdi-library", seen=f"no {name}.{driver}",
-                              wanted=f"it in one of {', '.join(map(str, places))}", fix="install the driver's compute libraries")  # fmt: skip
+                              wanted=f"it in one of {', '.join(map(str, places))}", fix="install the driver's libraries")  # fmt: skip
     return found
 
 
@@ -101,7 +101,7 @@ def prepare(gpus: Sequence[Gpu], *, machine: str, folder: Path = SPEC_FOLDER) ->
         return write_specification(specification(gpus, find_libraries(gpus[0].driver), machine=machine), folder)
     except OSError as error:
         raise EngineError("the GPUs' description cannot be written", rule="cdi-file", seen=str(error), wanted=f"a folder {folder}",
-                          fix=f"make {folder} writable for the node")  # fmt: skip
+                          fix=f"make {folder} writable for the node") from error  # fmt: skip
 
 
 def write_specification(spec: Mapping[str, Any], folder: Path = SPEC_FOLDER) -> Path:
