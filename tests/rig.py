@@ -44,12 +44,12 @@ class Result:
         return self.raw.decode()
 
     @property
-    def json(self) -> Any:  # noqa: ANN401  (JSON)
+    def json(self) -> Any:
         """The one document on standard output."""
         return json.loads(self.raw)
 
     @property
-    def error(self) -> Any:  # noqa: ANN401  (JSON)
+    def error(self) -> Any:
         """The error of a command that was run with ``--json``."""
         return self.json["error"]
 
@@ -113,7 +113,7 @@ class Person:
         """Run ``sealrig`` in this process as this person."""
         return run(*args, env=self.env, stdin=stdin)
 
-    def json(self, *args: object) -> Any:  # noqa: ANN401  (JSON)
+    def json(self, *args: object) -> Any:
         """Run a command that must succeed, with ``--json``, and return its document."""
         return self.run(*args, "--json").ok().json
 
@@ -178,10 +178,8 @@ class Rig:
         """Make a node, start it, wait until the server knows it, and return its id."""
         data = self.folder / name
         token = self.token("node", "rig")
-        made = run(
-            "node", "init", "--server", self.url, "--data", data, "--token-file", "-", "--docker", self.docker_host, "--slots", slots, "--json",
-            env={}, stdin=f"{token}\n".encode(),
-        )  # fmt: skip
+        args = ["node", "init", "--server", self.url, "--data", data, "--docker", self.docker_host, "--slots", slots]
+        made = run(*args, "--token-file", "-", "--json", stdin=f"{token}\n".encode())
         node = str(made.ok().json["node"])
         self.start_node(name)
         self.wait_for(
@@ -201,7 +199,7 @@ class Rig:
         self.wait_for(lambda: "release agent of" in program.text(), "the release agent to start", program)
         return program
 
-    def wait_for(self, done: Callable[[], Any], what: str, program: Program | None = None, *, seconds: float = START_SECONDS) -> Any:  # noqa: ANN401  (whatever done returns)
+    def wait_for(self, done: Callable[[], Any], what: str, program: Program | None = None, *, seconds: float = START_SECONDS) -> Any:
         """Wait until ``done`` returns something true, and return it; fail when it takes too long or the program has ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -42,7 +42,7 @@ _COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("Operator", "node", "node:app doctor:app", "Run and look after nodes."),
     ("Operator", "policy", "policy:app applied:app", "Check, test, explain and apply policies."),
     ("Auditor", "receipt", "receipts:app", "Verify a receipt, offline."),
-    ("Auditor", "evidence", "auditor:evidence", "Verify one piece of evidence, offline."),
+    ("Auditor", "evidence", "evidence:app", "Verify one piece of evidence, offline."),
     ("Auditor", "audit", "auditor:app", "Read, verify, export and witness the audit log."),
 )
 
