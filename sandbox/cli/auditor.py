@@ -21,9 +21,12 @@ from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
 from sandbox.cli.console import console
 from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
+from sandbox.cli.witnesses import watch, witness
 from sandbox.errors import InputError, NotFoundError, UsageError
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(watch)
+app.command()(witness)
 
 _Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Not before this time (RFC 3339, or a date).")]
 _Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Before this time.")]
@@ -57,7 +60,9 @@ def list_(
     query = _query(since, until, kind, actor, tenant, node, lease, outcome, text)
     rows = [_row(found) for found in islice(query.run(reader, newest_first=not oldest), limit)]
     here = console()
-    here.emit({"origin": _head(reader).origin, "entries": rows}, lambda: here.table([_short(row) for row in rows], empty="no entry matches"))
+    here.emit(
+        {"origin": _head(reader).origin, "entries": rows}, lambda: here.table([_short(row) for row in rows], empty="no entry matches")
+    )
 
 
 @app.command()
