@@ -75,8 +75,8 @@ class Screen:
     def answers(self, answers: Sequence[Answer]) -> None:
         """Print what the model said about each file beside what the file is."""
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for column in ("file", "what it is", "the model must say", "the model said", "score"):
-            table.add_column(column)
+        for column in ("file", "what it is", "must say", "says", "score"):
+            table.add_column(column, no_wrap=True)
         for item in answers:
             said = Text(item.seen, style="green" if item.ok else "bold red")
             table.add_row(item.file, item.origin, item.wanted, said, f"{item.score:.4f}")
