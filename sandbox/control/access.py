@@ -55,7 +55,7 @@ def _live_caller(control: Control, condition: ColumnElement[bool]) -> Caller:
         found = session.execute(select(TokenRow, TenantRow.ref).join(TenantRow, TenantRow.name == TokenRow.tenant).where(condition)).first()
     if found is None:
         raise _no_token()
-    row, ref = found.tuple()
+    row, ref = found
     if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= control.now()):
         raise _no_token()
     return Caller(row.id, cast("Role", row.role), row.tenant, ref, row.node)
