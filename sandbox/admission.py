@@ -17,6 +17,7 @@ def launch_request(job: JobStatement | Job, tenant: str) -> LaunchRequest:
         tenant=tenant,
         name=plain.metadata.name,
         image=spec.image,
+        image_signatures=spec.image_signatures,
         command=spec.command,
         env=spec.env,
         inputs=tuple((item.bundle, item.access) for item in spec.inputs),

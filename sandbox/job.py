@@ -23,6 +23,7 @@ JOB_MAX_BYTES = 64 * 1024
 JOB_PAYLOAD_TYPE = "application/vnd.sealrig.job+json"
 MAX_INPUTS = 64
 MAX_EGRESS = 64
+MAX_IMAGE_SIGNATURES = 16
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=2**50)]
 """Bytes; in YAML a number or ``512Mi``, ``4Gi``, ``2G``."""
@@ -30,6 +31,8 @@ Seconds = Annotated[int, BeforeValidator(parse_duration), Field(ge=1, le=366 * 8
 """Seconds; in YAML a number or ``90s``, ``30m``, ``24h``, ``7d``."""
 
 _TMP = "/tmp"  # noqa: S108  (a path inside the container: its own scratch)
+ImageSignature = Annotated[str, Field(pattern=r"^(?:ed25519|cosign):[A-Za-z0-9+/=:]{1,8000}$")]
+
 _IMAGE = re.compile(r"(?:[a-z0-9][a-z0-9._:/-]{0,250}@)?sha256:[0-9a-f]{64}")
 _EGRESS = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?:\d{1,5}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -126,9 +129,13 @@ class AttestationWish(_Model):
 
 
 class JobSpec(_Model):
-    """What to run, on what, for how long."""
+    """What to run, on what, for how long.
+
+    ``image_signatures`` are for policies that demand them (``policies.signatures`` has the forms).
+    """
 
     image: str
+    image_signatures: Annotated[tuple[ImageSignature, ...], Field(max_length=MAX_IMAGE_SIGNATURES)] = ()
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)]
     env: Annotated[dict[str, str], Field(max_length=128)] = {}
     inputs: Annotated[tuple[JobInput, ...], Field(max_length=MAX_INPUTS)] = ()

@@ -9,6 +9,7 @@ kind: Job
 metadata: {name: read-invoices}
 spec:
   image: "reg.example/app@sha256:%s"
+  imageSignatures: ["ed25519:AAAA"]
   command: [python3, run.py]
   env: {BATCH: "8"}
   inputs: [{bundle: "blake3:%s", path: /in/weights, access: lazy}]
@@ -32,7 +33,7 @@ def test_every_field_of_a_job_reaches_the_policy(signed):
         "tenant": "acme",
         "name": "read-invoices",
         "image": "reg.example/app@sha256:" + "a" * 64,
-        "image_signatures": (),
+        "image_signatures": ("ed25519:AAAA",),
         "command": ("python3", "run.py"),
         "env": {"BATCH": "8"},
         "inputs": (("blake3:" + "b" * 64, "lazy"),),

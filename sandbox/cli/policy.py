@@ -8,17 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
+from attestation.signing import b64decode, b64encode
 from policies.cases import CASES_MAX_BYTES, CaseResult, Coverage, load_cases, run_cases
 from policies.engine import WRITTEN_PREFIX, evaluate
 from policies.errors import PolicyError
 from policies.loader import POLICY_MAX_BYTES, LoadedPolicy, load_policy, load_profile, validate
 from policies.model import Decision, LaunchRequest, NodeFacts
 from policies.review import remarks
+from policies.signatures import image_message
 from policies.strictyaml import load_yaml
 from sandbox.admission import launch_request
 from sandbox.cli.console import console
-from sandbox.errors import DeniedError, InputError
+from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, client, identity
+from sandbox.errors import DeniedError, InputError, ServerError, UsageError
 from sandbox.job import JOB_MAX_BYTES, job_from_tree, parse_job
+from sandbox.model import is_sha256_digest
 
 PROFILE_PREFIX = "profile:"
 app = typer.Typer(no_args_is_help=True)
@@ -51,9 +55,13 @@ def check(policy: _PolicyPlace) -> None:
 
 
 @app.command()
-def show(policy: _PolicyPlace) -> None:
-    """Print a policy file or a shipped profile as it is; a profile is where a policy of one's own starts."""
-    loaded = policy_at(policy)
+def show(
+    policy: Annotated[str | None, typer.Argument(metavar="[FILE]", help="A policy file, or profile:NAME; left out: the server's.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Whose policy on the server (operator, auditor).")] = None,
+    server: ServerOption = None,
+) -> None:
+    """Print the exact text of a policy: the one that holds for you on the server, a file, or a shipped profile to start from."""
+    loaded = policy_at(policy) if policy is not None else _from_server(server, tenant)
     text = loaded.raw.decode("utf-8")
     console().emit({"name": loaded.name, "digest": loaded.digest, "raw": text}, text.rstrip("\n"))
 
@@ -99,7 +107,7 @@ def run_tests(
         for report in reports:
             _print_report(*report)
     if failed:
-        here.fail(document, InputError(f"{failed} cases got another answer than expected", rule="policy-test", seen=f"{failed} cases failed",
+        here.fail(document, InputError(f"{failed} cases got another answer than expected", rule="policy-test", seen=f"{failed} failed",
                                        wanted="every case as expected", fix="correct the policy or the case"))  # fmt: skip
     if not ok:
         here.fail(document, InputError("some written rules were not seen both to hold and to deny", rule="policy-coverage",
@@ -108,11 +116,41 @@ def run_tests(
     here.emit(document, f"{sum(len(results) for _, results, _ in reports)} cases, all as expected")
 
 
+@app.command("sign-image")
+def sign_image(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="sha256:… or repository@sha256:…; the digest is what is signed.")],
+    key: KeyOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> None:
+    """Sign an image's digest for policies that demand it: the signature goes into the job, the key into the policy."""
+    digest = image.rpartition("@")[2]
+    if not is_sha256_digest(digest):
+        raise UsageError("an image is signed by its digest", rule="image-digest", seen=image[:200], wanted="a digest, sha256:…",
+                         fix="docker image inspect tells the digest of a tag")  # fmt: skip
+    signer = identity(key, passphrase_file).signing_key
+    signature = f"ed25519:{b64encode(signer.sign(image_message(digest)))}"
+    console().emit(
+        {"image": digest, "signature": signature, "key": signer.public.text},
+        f'in the job:     imageSignatures: ["{signature}"]\nin the policy:  images: {{signatures: {{keys: ["{signer.public.text}"]}}}}',
+    )
+
+
 def policy_at(place: str) -> LoadedPolicy:
     """Load a policy from a file, or a shipped profile from ``profile:NAME``."""
     if place.startswith(PROFILE_PREFIX):
         return load_profile(place.removeprefix(PROFILE_PREFIX))
     return load_policy(_read(Path(place), POLICY_MAX_BYTES))
+
+
+def _from_server(server: str | None, tenant: str | None) -> LoadedPolicy:
+    """Fetch a policy; its digest is computed here, from the bytes, and must be the one that the server tells."""
+    with client(server) as control:
+        told = control.policy(tenant)
+    loaded = load_policy(b64decode(told.raw))
+    if loaded.digest != told.digest:
+        raise ServerError("the server tells another digest than its policy has", rule="policy-digest", seen=loaded.digest,
+                          wanted=told.digest, fix="report this to the operator, and do not submit")  # fmt: skip
+    return loaded
 
 
 def _all_problems(error: PolicyError) -> list[dict[str, object]]:

@@ -1,10 +1,14 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import policies
+from attestation.signing import b64encode
+from policies.loader import load_policy
 from sandbox.cli import main
+from sandbox.wire import PolicyInfo
 
 SHIPPED = Path(policies.__file__).parent / "profiles"
 A = "sha256:" + "a" * 64
@@ -98,6 +102,39 @@ def test_coverage_can_be_demanded(folder, capsys):
     code, told = call(capsys, "policy", "test", folder, "--require-coverage")
     assert (code, told["error"]["details"]["rule"]) == (1, "policy-coverage")
     assert "rules.short" in told["error"]["details"]["seen"]
+
+
+def test_an_image_signature_meets_the_policy_that_demands_it(folder, capsys):
+    assert main(["key", "new", str(folder / "me"), "--json"]) == 0
+    capsys.readouterr()
+    code, told = call(capsys, "policy", "sign-image", f"reg.example/app@{A}", "--key", folder / "me")
+    assert (code, told["image"]) == (0, A)
+    (folder / "mine.yaml").write_text(POLICY.replace("images: {", f'images: {{signatures: {{keys: ["{told["key"]}"]}}, '))
+    denied, why = call(capsys, "policy", "explain", folder / "job.yaml", "--policy", folder / "mine.yaml")
+    assert (denied, [reason["rule"] for reason in why["reasons"]]) == (1, ["image-signed"])
+    (folder / "job.yaml").write_text(JOB.replace("command:", f'imageSignatures: ["{told["signature"]}"], command:'))
+    assert call(capsys, "policy", "explain", folder / "job.yaml", "--policy", folder / "mine.yaml")[0] == 0
+
+
+def test_a_tag_cannot_be_signed(capsys):
+    assert call(capsys, "policy", "sign-image", "app:latest")[0] == 2
+
+
+class FakeServer:
+    def __init__(self, raw, digest=None):
+        loaded = load_policy(raw)
+        self.info = PolicyInfo(tenant="acme", name=loaded.name, digest=digest or loaded.digest, raw=b64encode(raw))
+
+    def policy(self, tenant):
+        assert tenant == "acme"
+        return self.info
+
+
+@pytest.mark.parametrize(("digest", "code"), [(None, 0), ("sha256:" + "0" * 64, 1)])
+def test_the_servers_policy_is_shown_if_its_digest_is_true(monkeypatch, capsys, digest, code):
+    monkeypatch.setattr("sandbox.cli.policy.client", lambda _: nullcontext(FakeServer(POLICY.encode(), digest)))
+    assert main(["policy", "show", "--tenant", "acme"]) == code
+    assert (capsys.readouterr().out == POLICY) == (code == 0)
 
 
 def test_a_folder_without_cases_is_refused(tmp_path, capsys):
