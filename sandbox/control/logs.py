@@ -10,13 +10,13 @@ from sandbox.control.database.models import LeaseRow, LogChunkRow
 from sandbox.control.nodes import own_node
 from sandbox.control.story import no_lease
 from sandbox.errors import LimitError, StateError
-from sandbox.lifecycle import ON_NODE, LeaseState
+from sandbox.lifecycle import ON_NODE
 
-_TAKES_LOGS = {state.value for state in ON_NODE - {LeaseState.WIPING}}
+_TAKES_LOGS = {state.value for state in ON_NODE}  # the last chunks may come while the node wipes already
 
 
 def take_chunk(control: Control, caller: Caller, *, node_id: str, lease_id: str, seq: int, data: bytes) -> None:
-    """Keep one chunk. The same chunk twice is one; other bytes under the same number are refused, as is a lease that is being wiped."""
+    """Keep one chunk. The same chunk twice is one; other bytes under the same number are refused, as is a lease that has ended."""
     limits = control.settings.limits
     with control.database.write() as session:
         own_node(session, caller, node_id)

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from attestation.appraisal import Level
 from attestation.canonical import parse_json, sha256_digest
-from attestation.certificate import verify_certificate
+from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, verify_certificate
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.log.leaf import DocumentRef
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
@@ -29,15 +29,17 @@ from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.wipe import WIPE_PAYLOAD_TYPE, WipeReport
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
-from sandbox.control.database.models import BundleOwnerRow, LeaseRow, NodeRow
+from sandbox.control.database.models import BundleOwnerRow, LeaseRow, NodeRow, ReportRow
 from sandbox.control.nodes import own_node, set_node_state
 from sandbox.control.story import no_lease, require_state
-from sandbox.control.transitions import PLAN_MEDIA, advance, keep, keep_report
+from sandbox.control.transitions import DSSE, PLAN_MEDIA, advance, keep, keep_report
 from sandbox.errors import InputError, StateError
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome, check_transition, end_state
 from sandbox.wire import REPORT_PAYLOAD_TYPE, DocumentKind, NodeReport
 
 S = LeaseState
+MADE_GOOD = "made-good"
+"""Where the certificate of a later, proven wipe of a quarantined lease is kept among its reports."""
 
 
 def take_report(control: Control, caller: Caller, node_id: str, lease_id: str, envelope: Envelope) -> None:
@@ -57,10 +59,13 @@ def take_report(control: Control, caller: Caller, node_id: str, lease_id: str, e
         lease = session.get(LeaseRow, lease_id, with_for_update=True)
         if lease is None or lease.node != node_id:
             raise no_lease(lease_id)
+        documents = {kind: b64decode(data) for kind, data in report.documents.items()}
+        said = _Said(control, session, node, key, report, envelope.to_bytes(), documents)
         if lease.state != report.state.value:
             check_transition(lease_id, LeaseState(lease.state), report.state)
-            documents = {kind: b64decode(data) for kind, data in report.documents.items()}
-            _STEPS[report.state](_Said(control, session, node, key, report, envelope.to_bytes(), documents), lease)
+            _STEPS[report.state](said, lease)
+        elif report.state is S.QUARANTINED:
+            _make_good(said, lease)
     control.acknowledge(lease_id, f"node:{node_id}", "queue")
 
 
@@ -212,17 +217,26 @@ def _wiping(said: _Said, lease: LeaseRow) -> None:
 
 
 def _end(said: _Said, lease: LeaseRow) -> None:
+    wipe = _wiped(said, lease)
+    before, outcome = LeaseState(str(lease.state_before_wipe)), Outcome(str(lease.outcome))
+    said.same("wipe", end=(said.report.state.value, end_state(before, outcome, proven=wipe.proven).value))
+    keep(said.session, lease.id, "wipe", said.documents["wipe"])
+    ref = keep(said.session, lease.id, "certificate", said.documents["certificate"])
+    _advance(said, lease, ref, ending=None)
+    if said.report.state is S.QUARANTINED:
+        failed = ", ".join(step.step for step in wipe.failed)[:500] or "a medium or GPU"
+        reason = f"lease {lease.id}: not proven: {failed}"
+        set_node_state(said.control, said.session, said.node, "quarantined", reason, actor=said.node.id, evidence=ref)
+
+
+def _wiped(said: _Said, lease: LeaseRow) -> WipeReport:
+    """Return the wipe report once it and the certificate over it are proven to be the node's, and of this lease."""
     said.only("wipe", "certificate")
     _, payload = said.signed("wipe", WIPE_PAYLOAD_TYPE)
     wipe = WipeReport.from_payload(payload)
-    certificate = verify_certificate(
-        said.signed("certificate", Envelope.from_bytes(said.documents["certificate"]).payload_type)[0], said.key
-    )
-    before, outcome = LeaseState(str(lease.state_before_wipe)), Outcome(str(lease.outcome))
-    said.same(
-        "wipe", lease=(wipe.lease, lease.id), node=(wipe.node, said.node.id),
-        end=(said.report.state.value, end_state(before, outcome, proven=wipe.proven).value),
-    )  # fmt: skip
+    said.same("wipe", lease=(wipe.lease, lease.id), node=(wipe.node, said.node.id))
+    envelope, _ = said.signed("certificate", CERTIFICATE_PAYLOAD_TYPE)
+    certificate = verify_certificate(envelope, said.key)
     predicate = certificate.predicate
     said.same(
         "certificate",
@@ -231,20 +245,26 @@ def _end(said: _Said, lease: LeaseRow) -> None:
         wipe=(certificate.documents.get("wipe"), sha256_digest(said.documents["wipe"])),
         result=(predicate.result == "sanitized", wipe.proven),
     )
-    keep(said.session, lease.id, "wipe", said.documents["wipe"])
-    ref = keep(said.session, lease.id, "certificate", said.documents["certificate"])
-    _advance(said, lease, ref, ending=None)
-    if said.report.state is S.QUARANTINED:
-        failed = ", ".join(step.step for step in wipe.failed)[:500] or "a medium or GPU"
-        set_node_state(
-            said.control,
-            said.session,
-            said.node,
-            "quarantined",
-            f"lease {lease.id}: not proven: {failed}",
-            actor=said.node.id,
-            evidence=ref,
-        )
+    return wipe
+
+
+def _make_good(said: _Said, lease: LeaseRow) -> None:
+    """Take the proof that what a quarantined lease left was wiped after all, once the operator has lifted the quarantine.
+
+    The lease stays ``quarantined`` for ever; the audit log's ``node.restored`` names the certificate, so that everybody can see that the
+    node is clean again. Repeating the report that put the node into quarantine changes nothing.
+    """
+    if said.node.state != "ready" or not said.documents or said.session.get(ReportRow, (lease.id, MADE_GOOD)) is not None:
+        return
+    if not _wiped(said, lease).proven:
+        return
+    data = said.documents["certificate"]
+    said.session.add(ReportRow(lease=lease.id, state=MADE_GOOD, digest=sha256_digest(data), data=data))
+    evidence = DocumentRef(sha256_digest(data), DSSE)
+    at = said.control.now()
+    said.control.journal.record(
+        said.session, "node.restored", actor=said.node.id, tenant_ref=None, resource=said.node.id, at=at, evidence=evidence
+    )
 
 
 def _advance(said: _Said, lease: LeaseRow, ref: DocumentRef | None, **changes: object) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from attestation.log.reader import LogReader
 from attestation.receipt import build_receipt
+from attestation.run import RunRecord
 from attestation.signing import Envelope, b64encode
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
@@ -116,8 +119,14 @@ def show_logs(control: Control, caller: Caller, lease_id: str, after: int) -> Lo
             chunks.append(LogChunk(seq=row.seq, data=b64encode(row.data)))
             size += len(row.data)
         more = more or len(chunks) == 1024
-        ended = LeaseState(lease.state) in TERMINAL | {LeaseState.WIPING}
-        return LogPage(chunks=tuple(chunks), final=ended and not more)
+        final = not more and (LeaseState(lease.state) in TERMINAL or after + len(chunks) >= _chunks_in_all(session, lease_id))
+        return LogPage(chunks=tuple(chunks), final=final)
+
+
+def _chunks_in_all(session: Session, lease: str) -> float:
+    """Return how many chunks the node's run record counts; until there is one, no number is enough."""
+    run = document(session, lease, "run")
+    return math.inf if run is None else RunRecord.from_payload(Envelope.from_bytes(run).payload).log_chunks
 
 
 def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
