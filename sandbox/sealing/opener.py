@@ -20,7 +20,7 @@ from sandbox.sealing.entries import Entry, Kind
 from sandbox.sealing.format import Header
 from sandbox.sealing.hashing import Progress
 from sandbox.sealing.keys import DataKey, Identity
-from sandbox.sealing.pipeline import Batch, run, sealed_range, segments_of
+from sandbox.sealing.pipeline import Batch, Step, run
 from sandbox.sealing.reader import BundleReader, Limits
 from sandbox.sealing.source import FileSource
 from sandbox.sealing.stream import Stream
@@ -83,26 +83,28 @@ def _unpack(source: FileSource, reader: BundleReader, entries: Sequence[Entry], 
     writer = _Writer(entries, folder)
 
     def fetch(batch: Batch) -> None:
-        start, end = sealed_range(batch, stream)
-        source.read_into(offset + start, batch.sealed[: end - start])
+        source.read_into(offset + batch.start, batch.block)
+        if batch.index == 0 and batch.block[: len(stream.header)] != stream.header:
+            raise _other("another stream header", "the one that was read first")
+        stream.open_segment(batch.index, batch.sealed, batch.plain)
+
+    def tell(batch: Batch) -> None:
         if progress is not None:
-            progress(end, stream.sealed_size)
+            progress(batch.start + len(batch.block), stream.sealed_size)
 
-    def decrypt(batch: Batch) -> None:
-        _decrypt(batch, stream)
-
+    steps = [
+        Step(fetch, ordered=False),
+        Step(checker.check, ordered=True),
+        Step(writer.begin, ordered=True),
+        Step(writer.write, ordered=False),
+        Step(writer.end, ordered=True),
+        Step(tell, ordered=True),
+    ]
     try:
-        run(stream, [fetch, decrypt, checker.check, writer.write])
+        run(stream, steps)
     finally:
         writer.close()
     checker.finish()
-
-
-def _decrypt(batch: Batch, stream: Stream) -> None:
-    if batch.first == 0 and bytes(batch.sealed[: len(stream.header)]) != stream.header:
-        raise _other("another stream header", "the one that was read first")
-    for index, plain, sealed in segments_of(batch, stream):
-        stream.open_segment(index, sealed, plain)
 
 
 def _regions(entries: Sequence[Entry]) -> Iterator[tuple[int, bytes]]:
@@ -130,14 +132,14 @@ class _Checker:
 
     def check(self, batch: Batch) -> None:
         position = 0
-        while position < batch.plain_size:
+        while position < len(batch.plain):
             if self._left == 0:
                 self._number, self._expected = next(self._regions, (-1, b""))
                 self._left = self._entries[self._number].size if self._number >= 0 else len(self._expected)
                 self._place = 0
                 if self._left == 0:
                     raise _other("bytes after the end of the tar", "nothing")
-            count = min(self._left, batch.plain_size - position)
+            count = min(self._left, len(batch.plain) - position)
             view = batch.plain[position : position + count]
             if self._number < 0:
                 if view != self._expected[self._place : self._place + count]:
@@ -173,29 +175,59 @@ class _Writer:
     def __init__(self, entries: Sequence[Entry], folder: int) -> None:
         self._entries = entries
         self._folder = folder
-        self._fd = -1
+        self._open: dict[int, int] = {}
 
-    def write(self, batch: Batch) -> None:
+    def begin(self, batch: Batch) -> None:
+        """Make the file that begins in this segment and goes on in the next."""
         for number, start, end in batch.pieces:
             entry = self._entries[number]
-            place = batch.plain_start + start - entry.offset
-            if place == 0:
-                self._fd = _new_file(entry, self._folder)
-                if entry.sparse:
-                    os.ftruncate(self._fd, entry.size)
-            (_write_sparse if entry.sparse else _write_all)(self._fd, batch.plain[start:end], place)
-            if place + end - start == entry.size:
-                _finish_file(self._fd, entry)
-                self.close()
+            if end - start < entry.size and batch.plain_start + start == entry.offset:
+                self._open[number] = _new_file(entry, self._folder)
+
+    def write(self, batch: Batch) -> None:
+        """Write the pieces of this segment, each at its place; files that lie in it whole are made and closed here."""
+        for number, start, end in batch.pieces:
+            entry = self._entries[number]
+            view = batch.plain[start:end]
+            if len(view) < entry.size:
+                _write_piece(self._open[number], entry, view, batch.plain_start + start - entry.offset)
+                continue
+            fd = _new_file(entry, self._folder)
+            try:
+                _write_piece(fd, entry, view, 0)
+                _finish_file(fd, entry)
+            finally:
+                os.close(fd)
+
+    def end(self, batch: Batch) -> None:
+        """Close the file that ends in this segment; all segments before it are written."""
+        for number, start, end in batch.pieces:
+            entry = self._entries[number]
+            if end - start < entry.size and batch.plain_start + end == entry.offset + entry.size:
+                _finish_file(self._open[number], entry)
+                os.close(self._open.pop(number))
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        while self._open:
+            os.close(self._open.popitem()[1])
 
 
 def _new_file(entry: Entry, folder: int) -> int:
-    return os.open(entry.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(entry.path, flags, 0o600, dir_fd=folder)
+    if entry.sparse:
+        os.ftruncate(fd, entry.size)
+    return fd
+
+
+def _write_piece(fd: int, entry: Entry, view: memoryview, place: int) -> None:
+    if not entry.sparse:
+        _write_all(fd, view, place)
+        return
+    for start in range(0, len(view), _HOLE):
+        piece = view[start : start + _HOLE]
+        if piece != _ZEROS[: len(piece)]:
+            _write_all(fd, piece, place + start)
 
 
 def _finish_file(fd: int, entry: Entry) -> None:
@@ -208,13 +240,6 @@ def _write_all(fd: int, view: memoryview, place: int) -> None:
         count = os.pwrite(fd, view, place)
         view = view[count:]
         place += count
-
-
-def _write_sparse(fd: int, view: memoryview, place: int) -> None:
-    for start in range(0, len(view), _HOLE):
-        piece = view[start : start + _HOLE]
-        if piece != _ZEROS[: len(piece)]:
-            _write_all(fd, piece, place + start)
 
 
 def _link_and_date(entries: Sequence[Entry], folder: int) -> None:

@@ -21,6 +21,8 @@ class Output:
         """``size`` bytes are going to be written; a disk without room for them is noticed now (``OSError``)."""
         self.path = path
         self.state = blake3()
+        self.size = 0
+        """Where ``write`` goes on."""
         self._temp = path.parent / f".{path.name[:200]}.{secrets.token_hex(8)}.part"
         self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self._done = False
@@ -43,16 +45,19 @@ class Output:
         """Add bytes to the digest without writing them."""
         self.state.update(data)
 
-    def write_hashed(self, data: memoryview | bytes) -> None:
-        """Write bytes that were hashed already."""
+    def write_at(self, offset: int, data: memoryview | bytes) -> None:
+        """Write bytes that are hashed elsewhere at their place; may be called by several threads at once."""
         view = memoryview(data)
         while view:
-            view = view[os.write(self._fd, view) :]
+            count = os.pwrite(self._fd, view, offset)
+            view = view[count:]
+            offset += count
 
     def write(self, data: memoryview | bytes) -> None:
-        """Hash and write bytes."""
+        """Hash bytes and write them behind everything that was written so."""
         self.hash(data)
-        self.write_hashed(data)
+        self.write_at(self.size, data)
+        self.size += len(data)
 
     def commit(self) -> None:
         """Make the file durable, give it its name, and make the name durable. Raises ``InputError`` if the name was taken meanwhile."""

@@ -1,109 +1,136 @@
-"""Read, hash, encrypt and write at the same time: a ring of fixed buffers that passes through stages, one thread a stage.
+"""Read, hash, encrypt and write on all cores: each worker takes one segment through every step, in its own buffers.
 
-Reading, AES-GCM, BLAKE3 and writing all release the interpreter's lock, so a machine with two cores works on two stages at once and one with
-more on all of them; each stage sees the batches in order. Memory is the ring, whatever the size of the file.
+Reading, AES-GCM, BLAKE3 and writing all release the interpreter's lock. A segment stays in one core's cache from the first step to the last;
+steps that depend on what came before (hashing, walking the tar) wait for their turn. Memory is the workers' buffers, whatever the file's size.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
-import queue
+import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sandbox.sealing.algorithms import SEGMENT_BYTES, SEGMENT_PLAIN_BYTES
 from sandbox.sealing.stream import Stream
 
-BATCH_SEGMENTS = 2
-RING = 5
-"""Batches in flight: 5 x 2 x 2 MiB = 20 MiB, enough for each of four stages to hold one while one waits."""
+WORKERS = max(2, min(8, (os.cpu_count() or 1) + 1))
+"""One more than there are cores, so that one may wait for the disk; 2 MiB each."""
 
 
 class Batch:
-    """Some segments of a stream with room for their plaintext and ciphertext. Page-aligned, allocated once, used again."""
+    """One segment's plaintext and ciphertext, page-aligned, allocated once and used again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Stream) -> None:
         """Allocate both buffers."""
-        self.plain = memoryview(mmap.mmap(-1, BATCH_SEGMENTS * SEGMENT_PLAIN_BYTES))
-        self.sealed = memoryview(mmap.mmap(-1, BATCH_SEGMENTS * SEGMENT_BYTES))
-        self.first = 0
-        self.count = 0
-        self.plain_start = 0
-        self.plain_size = 0
+        self._stream = stream
+        self._plain = memoryview(mmap.mmap(-1, SEGMENT_PLAIN_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._sealed = memoryview(mmap.mmap(-1, SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self.pieces: list[tuple[int, int, int]] = []
         """(number of the file, start, end) of file bytes within ``plain``."""
+        self.place(0)
 
-    def place(self, stream: Stream, first: int) -> None:
-        """Stand for the segments from ``first`` on."""
-        self.first = first
-        self.count = min(BATCH_SEGMENTS, stream.segments - first)
-        self.plain_start = stream.plain_span(first)[0]
-        self.plain_size = stream.plain_span(first + self.count - 1)[1] - self.plain_start
+    def place(self, index: int) -> None:
+        """Stand for segment ``index``."""
+        self.index = index
+        self.plain_start, plain_end = self._stream.plain_span(index)
+        self.plain = self._plain[: plain_end - self.plain_start]
+        low, high = self._stream.sealed_span(index)
+        self.start = index * SEGMENT_BYTES
+        """Where ``block`` stands in the stream."""
+        self.block = self._sealed[: high - self.start]
+        """The ciphertext as it stands in the file; in segment 0 the stream's header is in front."""
+        self.sealed = self.block[low - self.start :]
+        """The ciphertext without the stream's header."""
         self.pieces.clear()
 
 
-Stage = Callable[[Batch], None]
+@dataclass(frozen=True)
+class Step:
+    """What is done to every segment; ``ordered`` steps see one segment after the other."""
+
+    action: Callable[[Batch], None]
+    ordered: bool
 
 
-def segments_of(batch: Batch, stream: Stream) -> list[tuple[int, memoryview, memoryview]]:
-    """Return (number, plaintext, ciphertext) of a batch's segments, as views of its buffers.
-
-    Ciphertext stands as in the file: segment 0 leaves room for the stream's header.
-    """
-    found = []
-    base = batch.first * SEGMENT_BYTES
-    for index in range(batch.first, batch.first + batch.count):
-        start, end = stream.plain_span(index)
-        low, high = stream.sealed_span(index)
-        plain = batch.plain[start - batch.plain_start : end - batch.plain_start]
-        found.append((index, plain, batch.sealed[low - base : high - base]))
-    return found
+class _Stopped(Exception):  # noqa: N818  (not an error: another worker has one)
+    """Ends a worker that waits for a turn that will not come."""
 
 
-def sealed_range(batch: Batch, stream: Stream) -> tuple[int, int]:
-    """Return where a batch's ciphertext starts and ends in the stream, the stream's header included."""
-    return batch.first * SEGMENT_BYTES, stream.sealed_span(batch.first + batch.count - 1)[1]
+class _Turns:
+    """Lets segment i through when segment i - 1 has passed."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._changed = threading.Condition(threading.Lock())
+        self._now = 0
+
+    def wait(self, index: int) -> None:
+        with self._changed:
+            while self._now != index:
+                if self._stop.is_set():
+                    raise _Stopped
+                self._changed.wait()
+
+    def done(self) -> None:
+        with self._changed:
+            self._now += 1
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
 
-def run(stream: Stream, stages: Sequence[Stage]) -> None:
-    """Pass every batch of a stream through ``stages`` in order; the first runs in the calling thread. The first error ends all and is raised."""
-    free: queue.SimpleQueue[Batch] = queue.SimpleQueue()
-    for _ in range(min(RING, -(-stream.segments // BATCH_SEGMENTS))):
-        free.put(Batch())
-    queues: list[queue.SimpleQueue[Batch | None]] = [queue.SimpleQueue() for _ in stages[1:]]
-    stop = threading.Event()
-    errors: list[BaseException] = []
+class _Run:
+    def __init__(self, stream: Stream, steps: Sequence[Step]) -> None:
+        self._stream = stream
+        self.stop = threading.Event()
+        self._steps = [(step.action, _Turns(self.stop) if step.ordered else None) for step in steps]
+        self._numbers = itertools.count()
+        self.errors: list[BaseException] = []
 
-    def work(number: int) -> None:
-        onward = queues[number + 1] if number + 1 < len(queues) else None
-        while (batch := queues[number].get()) is not None:
-            if not stop.is_set():
-                try:
-                    stages[number + 1](batch)
-                except BaseException as error:  # noqa: BLE001  (handed to the caller below)
-                    errors.append(error)
-                    stop.set()
-            (onward or free).put(batch)
-        if onward is not None:
-            onward.put(None)
+    def work(self) -> None:
+        try:
+            batch = Batch(self._stream)
+            while (index := next(self._numbers)) < self._stream.segments and not self.stop.is_set():
+                batch.place(index)
+                for action, turns in self._steps:
+                    if turns is None:
+                        action(batch)
+                    else:
+                        turns.wait(index)
+                        action(batch)
+                        turns.done()
+        except _Stopped:
+            return
+        except BaseException as error:  # noqa: BLE001  (handed to the caller)
+            self.errors.append(error)
+            self.end()
 
-    threads = [threading.Thread(target=work, args=(number,), name=f"sealing-{number}", daemon=True) for number in range(len(queues))]
-    for thread in threads:
-        thread.start()
+    def end(self) -> None:
+        """Wake and end all workers."""
+        self.stop.set()
+        for _, turns in self._steps:
+            if turns is not None:
+                turns.wake()
+
+
+def run(stream: Stream, steps: Sequence[Step]) -> None:
+    """Take every segment of a stream through ``steps``. The first error ends all and is raised; nothing runs any more on return."""
+    work = _Run(stream, steps)
+    threads = [threading.Thread(target=work.work, name=f"sealing-{n}", daemon=True) for n in range(min(WORKERS, stream.segments))]
     try:
-        for first in range(0, stream.segments, BATCH_SEGMENTS):
-            batch = free.get()
-            if stop.is_set():
-                break
-            batch.place(stream, first)
-            stages[0](batch)
-            queues[0].put(batch)
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        queues[0].put(None)
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join()
-    if errors:
-        raise errors[0]
+    finally:
+        work.end()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    if work.errors:
+        raise work.errors[0]

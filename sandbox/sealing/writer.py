@@ -19,7 +19,7 @@ from sandbox.sealing.hashing import Progress, digest_text
 from sandbox.sealing.index import index_size, write_index
 from sandbox.sealing.keys import DataKey, IdentityPublic
 from sandbox.sealing.output import Output
-from sandbox.sealing.pipeline import Batch, run, sealed_range, segments_of
+from sandbox.sealing.pipeline import Batch, Step, run
 from sandbox.sealing.scan import Found, Scan, changed, check_unchanged, scan, state_of
 from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
@@ -115,24 +115,23 @@ def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output:
     hasher = _FileHasher(entries)
 
     def encrypt(batch: Batch) -> None:
-        hasher.update(batch)
-        for index, plain, sealed in segments_of(batch, stream):
-            stream.seal_segment(index, plain, sealed)
-        if batch.first == 0:
-            batch.sealed[:STREAM_HEADER_BYTES] = stream.header
+        stream.seal_segment(batch.index, batch.plain, batch.sealed)
+        if batch.index == 0:
+            batch.block[:STREAM_HEADER_BYTES] = stream.header
 
-    def digest(batch: Batch) -> None:
-        start, end = sealed_range(batch, stream)
-        output.hash(batch.sealed[: end - start])
-
-    def write(batch: Batch) -> None:
-        start, end = sealed_range(batch, stream)
-        output.write_hashed(batch.sealed[: end - start])
-
+    start = output.size
+    steps = [
+        Step(reader.fill, ordered=True),
+        Step(hasher.update, ordered=True),
+        Step(encrypt, ordered=False),
+        Step(lambda batch: output.hash(batch.block), ordered=True),
+        Step(lambda batch: output.write_at(start + batch.start, batch.block), ordered=False),
+    ]
     try:
-        run(stream, [reader.fill, encrypt, digest, write])
+        run(stream, steps)
     finally:
         reader.close()
+    output.size = start + stream.sealed_size
     return hasher.digests
 
 
@@ -187,8 +186,8 @@ class _TarReader:
 
     def fill(self, batch: Batch) -> None:
         position = 0
-        while position < batch.plain_size:
-            room = batch.plain_size - position
+        while position < len(batch.plain):
+            room = len(batch.plain) - position
             if self._pending:
                 count = min(room, len(self._pending))
                 batch.plain[position : position + count] = self._pending[:count]
@@ -206,7 +205,7 @@ class _TarReader:
                 self._advance()
             position += count
         if self._progress is not None:
-            self._progress(batch.plain_start + batch.plain_size, self._total)
+            self._progress(batch.plain_start + len(batch.plain), self._total)
 
     def _advance(self) -> None:
         if self._next == len(self._found):
