@@ -18,6 +18,7 @@ from attestation.errors import FormatError, LimitError, VerificationError
 
 MAX_CHAIN = 8
 MAX_CHAIN_BYTES = 64 * 1024
+_LOAD_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _PEM = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -31,12 +32,24 @@ def load_chain(raw: bytes) -> list[x509.Certificate]:
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)
             found = x509.load_pem_x509_certificates(raw) if _PEM in raw else [x509.load_der_x509_certificate(raw)]
             for certificate in found:
-                certificate.extensions  # noqa: B018  (parsed here, so that damage is found here)
-    except (ValueError, UnsupportedAlgorithm) as error:
+                _parse_whole(certificate)
+    except _LOAD_ERRORS as error:
         raise FormatError("not X.509 certificates", seen=str(error)[:200], wanted="PEM or DER certificates") from error
     if len(found) > MAX_CHAIN:
         raise LimitError("too many certificates", seen=str(len(found)), wanted=f"≤ {MAX_CHAIN}")
     return found
+
+
+def _parse_whole(certificate: x509.Certificate) -> None:
+    """Touch what is parsed lazily, so that damage is found while loading and not in the middle of a decision."""
+    certificate.public_key()
+    for extension in certificate.extensions:
+        if extension.value is None:
+            raise ValueError(extension.oid.dotted_string)
+    for name in (certificate.subject, certificate.issuer):
+        name.rfc4514_string()
+    if certificate.not_valid_before_utc > certificate.not_valid_after_utc:
+        raise ValueError(certificate.not_valid_before_utc.isoformat())
 
 
 @cache

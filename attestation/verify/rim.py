@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from lxml import etree  # type: ignore[import-untyped]  # lxml ships no types
 from signxml.algorithms import DigestAlgorithm, SignatureMethod
 from signxml.exceptions import SignXMLException
@@ -53,9 +52,8 @@ def verify_rim(raw: bytes, at: datetime, roots: Sequence[x509.Certificate] = ())
     tree = _parse(raw)
     chain = _certificates(tree)
     signer = verify_chain(chain, list(roots) or packaged_roots("nvidia_rim.pem"), at)
-    leaf = chain[0].public_bytes(Encoding.PEM).decode("ascii")
     try:
-        result = XMLVerifier().verify(tree, x509_cert=leaf, expect_config=_CONFIG)
+        result = XMLVerifier().verify(tree, x509_cert=chain[0], expect_config=replace(_CONFIG, verification_time=at))
     except (SignXMLException, etree.LxmlError, ValueError, TypeError, KeyError) as error:
         raise SignatureError("the RIM's signature does not verify", seen=f"{type(error).__name__}: {error}"[:200], wanted="a signature by its signer") from error
     signed = (result[0] if isinstance(result, list) else result).signed_xml

@@ -37,7 +37,8 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
     for tee in found:
         name = names[tee.target]
         submod = _appraise(tee, evidence, trust, at, steps)
-        submods[name] = Submod({**submods[name].claims, **submod.claims}, {**submods[name].facts, **submod.facts})
+        known = submods.get(name, Submod({}, {}))
+        submods[name] = Submod({**known.claims, **submod.claims}, {**known.facts, **submod.facts})
         if tee.kind == "nvidia-gpu":
             leaves.append(tee.parts.get("chain", ""))
     if leaves:
