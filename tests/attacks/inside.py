@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import platform
+import signal
 import socket
 import stat
 import struct
@@ -180,6 +181,30 @@ def call_fsopen() -> str:
 @probe("clone a mount tree (open_tree)")
 def call_open_tree() -> str:
     return syscall("open_tree", -100, b"/", 1)
+
+
+@probe("make a 32-bit system call, whose arguments a filter may not see (int 0x80)")
+def call_i386() -> str:
+    if platform.machine() != "x86_64":
+        return "this processor has none"
+    child = os.fork()
+    if child == 0:
+        code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, 20 (getpid); int 0x80; ret
+        ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+        os._exit(0)
+    _, how = os.waitpid(child, 0)
+    if os.WIFSIGNALED(how):
+        return signal.Signals(os.WTERMSIG(how)).name
+    raise Escaped("the kernel answered")
+
+
+@probe("open a socket of a refused family with high bits set")
+def socket_high_bits() -> str:
+    result = LIBC.syscall(ctypes.c_long(41), ctypes.c_long((1 << 32) | 40), ctypes.c_long(1), ctypes.c_long(0))
+    if result >= 0:
+        raise Escaped(f"socket {result}")
+    return errno.errorcode.get(ctypes.get_errno(), "error")
 
 
 @probe("make a user namespace (unshare)")
