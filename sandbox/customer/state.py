@@ -39,7 +39,7 @@ class State:
     def __init__(self, folder: Path | None = None) -> None:
         """Make the folder if it is not there. Raises ``UsageError`` where others can read it."""
         self.folder = folder or state_path()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _private(self.folder)
         mode = stat.S_IMODE(self.folder.stat().st_mode)
         if mode & 0o077:
             raise UsageError(f"{self.folder} can be read by others", rule="state-mode", seen=f"{mode:04o}", wanted="0700",
@@ -101,7 +101,7 @@ class State:
     def locked(self, lease: str) -> Iterator[bool]:
         """Hold the lease for one release agent on this machine; yields False where another holds it."""
         folder = self.lease_folder(lease)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _private(folder)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -158,6 +158,13 @@ def checked_lease(lease: str) -> str:
     return lease
 
 
+def _private(folder: Path) -> None:
+    """Make a folder and every one above it that is missing, each readable by this person only (``mkdir -p`` would open those above)."""
+    if not folder.is_dir():
+        _private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def _tree(raw: bytes | None) -> dict[str, Any] | None:
     try:
         tree = parse_json(raw) if raw is not None else None
@@ -168,7 +175,7 @@ def _tree(raw: bytes | None) -> dict[str, Any] | None:
 
 def write_whole(path: Path, raw: bytes) -> None:
     """Write a whole file of mode 0600, durably: never half of it under its name."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _private(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
