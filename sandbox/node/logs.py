@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from sandbox.errors import SealrigError, ServerError
+from sandbox.errors import AccessError, SealrigError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +122,7 @@ class LogStream:
                 try:
                     self._send(*item)
                     break
-                except ServerError:
+                except (ServerError, AccessError):
                     time.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                     attempt += 1
                 except SealrigError as error:

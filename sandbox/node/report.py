@@ -11,7 +11,7 @@ import structlog
 
 from attestation.canonical import canonical_json
 from attestation.signing import SigningKey, b64encode, sign_envelope
-from sandbox.errors import SealrigError, ServerError
+from sandbox.errors import AccessError, SealrigError, ServerError
 from sandbox.wire import REPORT_PAYLOAD_TYPE, DocumentKind, LeaseInfo, NodeReport
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Reporter:
-    """Sends the reports of one lease from a thread of its own, trying again for as long as the control plane does not answer."""
+    """Sends the reports of one lease from a thread of its own, trying again for as long as the control plane does not answer.
+
+    A token that is not accepted counts as no answer: an operator may put a new one in its place, and a lease goes on meanwhile.
+    """
 
     def __init__(self, client: ControlClient, key: SigningKey, lease: str) -> None:
         """``refused`` is set when the control plane understood a report and said no."""
@@ -94,7 +97,7 @@ class Reporter:
                     self.answer = self._client.report(self._lease, envelope)
                     self.refused = None
                     break
-                except ServerError:
+                except (ServerError, AccessError):
                     self._stop.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                     attempt += 1
                 except SealrigError as error:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("sealrig.node")
 POLL_SECONDS = 20.0
 RETRY_SECONDS = 2.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 20.0
 REPORTED = "reported"
 
 
@@ -47,17 +47,23 @@ class Supervisor:
         self._threads: dict[str, threading.Thread] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._reporters: dict[str, Reporter] = {}
-        self._broken: set[str] = set()
+        self._over: set[str] = set()
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Recover, register, and work until ``stop`` is called; then end every lease with a wipe."""
         self._recover()
+        # In a thread of its own, because a poll is held open for long and stopping must not wait for it.
+        threading.Thread(target=self._poll, name="poll", daemon=True).start()
+        self._stopping.wait()
+        self._end_all()
+
+    def _poll(self) -> None:
         self._register()
         while not self._stopping.is_set():
             try:
-                answer = self._node.client.poll(PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds))
-                self._take(answer)
+                request = PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds)
+                self._take(self._node.client.poll(request))
             except ServerError as error:
                 # Loss of contact ends nothing: every lease goes on in its own thread.
                 _log.warning("no contact", reason=error.message)
@@ -65,7 +71,6 @@ class Supervisor:
             except SealrigError as error:
                 _log.error("poll refused", reason=error.message)
                 self._stopping.wait(RETRY_SECONDS)
-        self._end_all()
 
     def stop(self) -> None:
         """Ask ``run`` to end every lease and return."""
@@ -91,7 +96,7 @@ class Supervisor:
         while not self._stopping.is_set():
             try:
                 self._node.client.register(registration)
-            except ServerError as error:
+            except SealrigError as error:
                 _log.warning("not registered yet", reason=error.message)
                 self._stopping.wait(RETRY_SECONDS)
             else:
@@ -107,8 +112,9 @@ class Supervisor:
             else:
                 inbox.vanish()
         for lease, assignment in seen.items():
-            if lease not in self._held() and lease not in self._broken:
+            if lease not in self._held() and lease not in self._over:
                 self._begin(assignment)
+        self._over &= seen.keys()
         told = self._node.state.quarantine
         if told and answer.node_state == "ready" and all(row.told for row in told):
             self._restore()
@@ -140,11 +146,12 @@ class Supervisor:
         except Exception:
             # A lease that breaks in a way nobody foresaw: its folder stays, and the next start of the node takes it up again.
             _log.exception("lease thread failed", lease=lease)
-            self._broken.add(lease)
             self._node.state.put_in_quarantine(lease, "the lease's thread failed; restart the node to wipe again")
         finally:
             self._reporters[lease].stop()
             with self._lock:
+                # An answer that was on its way while the lease ended may still name it.
+                self._over.add(lease)
                 self._threads.pop(lease, None)
                 self._inboxes.pop(lease, None)
                 self._reporters.pop(lease, None)

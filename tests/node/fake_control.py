@@ -205,26 +205,26 @@ class FakeControl:
             self.release(lease)
         self.changed.notify_all()
 
-    def release(self, lease: FakeLease, **changes: object) -> None:
+    def release(self, held: FakeLease, **changes: object) -> None:
         """Play the customer's agent: wrap the keys to the attested lease key."""
-        envelope = Envelope.from_bytes(lease.documents["evidence"])
+        envelope = Envelope.from_bytes(held.documents["evidence"])
         evidence = Evidence.from_payload(envelope.verify(EVIDENCE_PAYLOAD_TYPE, [self.node_key]))
         public = b64decode(evidence.lease_public_key)
         now = datetime.now(UTC)
         fields = {
-            "lease": lease.id,
+            "lease": held.id,
             "evidence_digest": envelope.digest,
             "lease_public_key_digest": sha256_digest(public),
             "issued_at": now,
             "expires_at": now + timedelta(minutes=5),
             "keys": tuple(
-                WrappedKey(bundle=bundle, wrapped=b64encode(wrap_to_kem_key(public, key, grant_info(lease.id, envelope.digest, bundle))))
-                for bundle, key in lease.keys.items()
+                WrappedKey(bundle=bundle, wrapped=b64encode(wrap_to_kem_key(public, key, grant_info(held.id, envelope.digest, bundle))))
+                for bundle, key in held.keys.items()
             ),
         } | changes
-        lease.grant = sign_envelope(Grant(**fields).to_payload(), GRANT_PAYLOAD_TYPE, self.customer.signing_key)
-        lease.state = LeaseState.UNLOCKED
-        lease.history.append((LeaseState.UNLOCKED, self.index))
+        held.grant = sign_envelope(Grant(**fields).to_payload(), GRANT_PAYLOAD_TYPE, self.customer.signing_key)
+        held.state = LeaseState.UNLOCKED
+        held.history.append((LeaseState.UNLOCKED, self.index))
 
     def _log(self, request, body, node, lease_id, seq):
         self.leases[lease_id].logs.setdefault(int(seq), body)

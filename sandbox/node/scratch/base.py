@@ -84,7 +84,9 @@ def unmount_all(folder: LeaseFolder, *, keep: Path | None = None) -> Iterator[Pr
             try:
                 kernel.unmount(item.point)
             except OSError as error:
+                # What was mounted before stays, so that a later attempt still finds the file system's root.
                 problem = f"{item.point}: {error.strerror}"
+                break
         found = [item for item in kernel.mounts_under(folder.data) if item.point != keep]
         if found:
             time.sleep(_RETRY_SECONDS)

@@ -63,13 +63,11 @@ class FscryptScratch:
 
     def destroy(self, folder: LeaseFolder) -> Iterator[base.Proof]:
         """Take the key from the kernel, unmount, and remove the loop device and the file; each step with proof."""
-        points = {item.point for item in kernel.mounts_under(folder.data) if item.kind == "ext4"}
-        scratch, work = folder.scratch.resolve(), folder.work.resolve()
-        if scratch in points:
-            yield from base.unmount_all(folder, keep=scratch)
-        # An earlier attempt may have got rid of one of the two mounts only; either leads to the file system that has the key.
-        vault = next((vault for point, vault in ((scratch, folder.vault), (work, folder.work)) if point in points), None)
-        yield _key_proof(folder, vault)
+        root = folder.scratch.resolve()
+        mounted = any(item.point == root for item in kernel.mounts_under(folder.data))
+        if mounted:
+            yield from base.unmount_all(folder, keep=root)
+        yield _key_proof(folder, mounted=mounted)
         yield from base.unmount_all(folder)
         yield _loop_proof(folder.image)
         yield _file_proof(folder.image)
@@ -123,39 +121,38 @@ def _backing_file(image: Path, size: int) -> None:
         )
 
 
-def _key_proof(folder: LeaseFolder, vault: Path | None) -> base.Proof:
-    """Have the kernel forget the key of ``vault``. A file system that is not mounted has no keys: they live in its superblock."""
+def _key_proof(folder: LeaseFolder, *, mounted: bool) -> base.Proof:
+    """Have the kernel forget the key. A file system that is not mounted has no keys: they live in its superblock."""
     action, wanted = "FS_IOC_REMOVE_ENCRYPTION_KEY", "the kernel says absent"
-    target = str(folder.vault)
-    if vault is None:
+    vault, target = folder.vault, str(folder.vault)
+    if not mounted:
         loops = kernel.loops_of(folder.image)
         seen = f"not mounted; loop devices {', '.join(loops) or 'none'}"
         return base.Proof("scratch-key", target, "none needed", seen, "not mounted; loop devices none", ok=not loops)
     identifier = kernel.get_policy(vault) if vault.exists() else None
     if identifier is None:
         entries = sorted(path.name for path in vault.iterdir()) if vault.exists() else []
-        return base.Proof(
-            "scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries
-        )
+        return base.Proof("scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries)
     deadline = time.monotonic() + KEY_SECONDS
     while True:
-        seen, absent = _remove(vault, identifier)
+        # Asked through the root of the file system: a descriptor of the encrypted folder itself would keep its key in use.
+        seen, absent = _remove(folder.scratch, identifier)
         if absent or time.monotonic() >= deadline:
             return base.Proof("scratch-key", target, action, f"the kernel says {seen}", wanted, ok=absent)
         time.sleep(0.1)
 
 
-def _remove(vault: Path, identifier: bytes) -> tuple[str, bool]:
+def _remove(root: Path, identifier: bytes) -> tuple[str, bool]:
     """Ask once; return what the kernel says, and whether that is proof."""
     busy = []
     try:
-        flags = kernel.remove_key(vault, identifier)
+        flags = kernel.remove_key(root, identifier)
         busy = [name for bit, name in ((kernel.FILES_BUSY, "files busy"), (kernel.OTHER_USERS, "other users")) if flags & bit]
     except OSError as error:
         if error.errno != errno.ENOKEY:
             busy = [error.strerror or str(error)]  # no such key is no trouble: the status decides
     try:
-        status = kernel.key_status(vault, identifier)
+        status = kernel.key_status(root, identifier)
     except OSError as error:
         return error.strerror or str(error), False
     return ", ".join([kernel.STATUS_NAMES.get(status, str(status)), *busy]), status == kernel.STATUS_ABSENT and not busy
