@@ -1,8 +1,8 @@
 """What the audit log says of one node: which of its leases ended in a proven wipe. Feeds the interlock of ``verify_evidence``.
 
 A lease's end is logged with the node as its actor once the node was touched (``lease.closed``, ``cancelled``, ``denied``, ``expired`` after a
-proven wipe, ``lease.quarantined`` without one). An operator's ``node.restored`` makes earlier quarantines good only where its entry carries
-a document, the certificate of the wipe that the restoring made.
+proven wipe, ``lease.quarantined`` without one). A ``node.restored`` by the node itself that carries a document, the certificate of the wipe that
+was made good, settles one such end, the oldest; an operator's word alone settles none.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def node_history(leaves: Iterable[tuple[int, Leaf]], node: str, size: int) -> No
             wipes[index] = leaf.occurred_at
         elif leaf.actor_ref == node and leaf.type == UNPROVEN_END:
             unproven.append(index)
-        elif leaf.resource_ref == node and leaf.type == RESTORED and leaf.evidence is not None:
-            unproven.clear()
+        elif leaf.actor_ref == leaf.resource_ref == node and leaf.type == RESTORED and leaf.evidence is not None:
+            del unproven[:1]
             wipes[index] = leaf.occurred_at
     return NodeHistory(node, size, wipes, tuple(unproven))
 
