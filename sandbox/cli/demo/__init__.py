@@ -71,12 +71,13 @@ def demo(
                 story.remove_private()
             _give_to_caller(folder)
             interrupts.restore()
-    for line in LEVEL_MEANS.get(done.level, (f"Assurance level: {done.level}.",)):
+    level = str(done.info.level)
+    for line in LEVEL_MEANS.get(level, (f"Assurance level: {level}.",)):
         screen.say(line)
     screen.say("")
     screen.say(f"receipt        {done.receipt}", "bold")
     screen.say(f"opened result  {done.result}", "bold")
-    here.emit({"lease": done.lease, "receipt": done.receipt, "result": done.result, "steps": screen.steps, "level": done.level})
+    here.emit({"lease": done.info.id, "receipt": done.receipt, "result": done.result, "steps": screen.steps, "level": level})
 
 
 def _folder(keep: Path | None) -> Path:

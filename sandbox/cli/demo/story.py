@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,15 @@ from sandbox.node.engine import Engine
 from sandbox.wire import LeaseInfo
 
 TENANT = "demo"
-LEASE_SECONDS = 300
 STEP_WAIT = 5.0
 UNDO_SECONDS = 40
-ORDER = list(LeaseState)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What the demo ends with."""
+    """What the demo ends with: the closed lease with its history, and where receipt and opened result are."""
 
-    lease: str
-    level: str
+    info: LeaseInfo
     receipt: Path
     result: Path
 
@@ -48,11 +46,15 @@ class Done:
 class Story:
     """One telling of the main job below ``folder``. ``close`` must follow, however it ended."""
 
-    def __init__(self, folder: Path, engine: Engine, screen: Screen, interrupts: Interrupts) -> None:
-        """Lay out the three people's folders; nothing runs yet."""
+    def __init__(
+        self, folder: Path, engine: Engine, screen: Screen, interrupts: Interrupts, write_data: Callable[[Path], None] = assets.write_data
+    ) -> None:
+        """Lay out the three people's folders; nothing runs yet. ``write_data`` makes the customer's data folder."""
         self.folder = folder
         self.engine = engine
         self.screen = screen
+        self.image = ""
+        self._write_data = write_data
         self.programs = Programs(interrupts)
         self.server = f"http://127.0.0.1:{free_port()}"
         self.operator = self._person("operator")
@@ -64,22 +66,22 @@ class Story:
 
     def tell(self) -> Done:
         """Play all ten steps. Raises ``SealrigError`` where one does not hold."""
-        image = self._operator_sets_up()
+        self._operator_sets_up()
         self._customer_sets_up()
         bundles = self._seal_and_upload()
-        lease = self._submit(image, bundles)
+        lease = self._submit(bundles)
         info = self._follow(lease)
         receipt = self._receipt(info)
         result = self._result(lease)
-        return Done(lease, str(info.level), receipt, result)
+        return Done(info, receipt, result)
 
     # ---- set-up
 
-    def _operator_sets_up(self) -> str:
+    def _operator_sets_up(self) -> None:
         screen, operator, data = self.screen, self.operator, self.operator.home
         screen.person("Operator", f"rents out this machine; control plane at {self.server}, node beside it")
         with screen.busy("building the image from this machine's own Python (no registry)"):
-            image = ensure_image(self.engine)
+            self.image = ensure_image(self.engine)
         self._start("control plane", operator, ["serve", "--data", str(data / "control"), "--listen", self.server.removeprefix("http://")])
         with screen.busy("waiting for the control plane"):
             self.programs.wait_ready("control plane", self.server)
@@ -95,7 +97,7 @@ class Story:
         self.customer = self._with_token(self.customer, (self.customer.home / "token").read_text().strip())
         self.auditor = self._with_token(self.auditor, (self.auditor.home / "token").read_text().strip())
         policy = data / "policy.yaml"
-        policy.write_text(assets.POLICY.format(image=image))
+        policy.write_text(assets.POLICY.format(image=self.image))
         self._command(self.operator, ["policy", "check", str(policy)])
         self._command(self.operator, ["policy", "apply", str(policy), "--tenant", TENANT])
         made = self._command(
@@ -108,14 +110,13 @@ class Story:
             while not client.nodes():
                 self.programs.check("node")
                 time.sleep(0.05)
-        return image
 
     def _customer_sets_up(self) -> None:
         home = self.customer.home
         self.screen.person("Customer", "owns a model and files; trusts the node's and the log's public keys, and nothing else there")
         assets.write_weights(home / "weights")
         assets.write_code(home / "code")
-        assets.write_data(home / "data")
+        self._write_data(home / "data")
         self._command(self.customer, ["key", "new", str(home / "key")])
         self._customer_trusts(self.node_key)
 
@@ -151,10 +152,10 @@ class Story:
                 self._command(self.customer, ["push", str(home / f"{name}.sealed")])
         return sealed
 
-    def _submit(self, image: str, bundles: dict[str, str]) -> str:
+    def _submit(self, bundles: dict[str, str]) -> str:
         home = self.customer.home
         job = home / "job.yaml"
-        job.write_text(assets.JOB.format(image=image, **bundles))
+        job.write_text(assets.JOB.format(image=self.image, **bundles))
         key, trust = str(home / "key"), str(self.folder / "TRUST.yaml")
         # The agent waits from now on: it alone hands out data keys, and only for jobs that this customer signed.
         self._start("release agent", self.customer, ["release", "--watch", "--key", key, "--trust", trust])
