@@ -87,3 +87,25 @@ def test_a_policy_can_demand_a_signature():
     (reason,) = evaluate(policy, unsigned, None).reasons
     assert reason.rule == "image-signed"
     assert evaluate(policy, unsigned.model_copy(update={"image_signatures": (ed_signature(A),)}), None).allowed
+
+
+# Made by cosign itself; public in Sigstore's transparency log (Rekor, entry 13452680), whose certificate holds this key.
+REAL_DIGEST = "sha256:623621b56649b5e0c2c7cf3ffd987932f8f9a5a01036e00d6f3ae9480087621c"
+REAL_PAYLOAD = (
+    b'{"critical":{"identity":{"docker-reference":"wabbitnetworks.azurecr.io/test/cosign-image"},"image":{"docker-manifest-digest":"'
+    + REAL_DIGEST.encode()
+    + b'"},"type":"cosign container image signature"},"optional":null}'
+)
+REAL_SIGNATURE = "MEUCIFBlKbxxg1Ni++g99jeWO8Of3g5L0Xd+qMzdqCZySQ8DAiEA3lcOJPJ1FQOahtWaRU0hG0XxFEsbcVx6SIyzYQMMR0A="
+REAL_KEY = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE7eKu8pk7g2/IRhRy2P/2HcsSBcX6
+BZhOCIslH05AXqK5eKBFO0eM+hHqqiima4Tnwzc1sOot8tTFw9yDDmxpNA==
+-----END PUBLIC KEY-----
+"""
+
+
+def test_a_signature_made_by_cosign_itself():
+    text = f"cosign:{b64(REAL_PAYLOAD)}:{REAL_SIGNATURE}"
+    assert signed_by_any(REAL_DIGEST, [text], [REAL_KEY])
+    assert not signed_by_any(A, [text], [REAL_KEY])
+    assert not signed_by_any(REAL_DIGEST, [f"cosign:{b64(REAL_PAYLOAD + b' ')}:{REAL_SIGNATURE}"], [REAL_KEY])
