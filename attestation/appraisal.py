@@ -35,7 +35,16 @@ ISOLATED_RUNTIME = 32
 """runtime-opaque: memory is isolated from other users, readable to the node's root."""
 UNRECOGNIZED = 97
 
-_CLAIMS = ("instance-identity", "configuration", "executables", "file-system", "hardware", "runtime-opaque", "storage-opaque", "sourced-data")
+_CLAIMS = (
+    "instance-identity",
+    "configuration",
+    "executables",
+    "file-system",
+    "hardware",
+    "runtime-opaque",
+    "storage-opaque",
+    "sourced-data",
+)
 _TIERS = ((96, "contraindicated"), (32, "warning"), (2, "affirming"))
 _ORDER = ("none", "affirming", "warning", "contraindicated")
 

@@ -21,6 +21,7 @@ from attestation.wipe import MAX_MEDIA, GpuWipe, Medium, WipeReport
 CERTIFICATE_PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://sealrig.dev/sanitization/v1"
+LIMITS = "Cryptographic erase is the destruction of every known copy of the key; process memory of the node is not claimed to be wiped."
 STANDARD = "NIST SP 800-88 Rev. 2"
 
 DOCUMENT_KINDS = frozenset({"job", "policy", "evidence", "plan", "grant", "run", "wipe"})
@@ -28,7 +29,9 @@ _SHA256 = "sha256:"
 
 
 class _CamelPart(Part):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True
+    )
 
 
 class DigestSet(Part):
@@ -125,7 +128,15 @@ class Certificate(Document):
 
 
 def build_certificate(
-    *, lease: str, node: str, documents: Mapping[str, str], wipe: WipeReport, tool_version: str, at: datetime, organization: str = "", location: str = ""
+    *,
+    lease: str,
+    node: str,
+    documents: Mapping[str, str],
+    wipe: WipeReport,
+    tool_version: str,
+    at: datetime,
+    organization: str = "",
+    location: str = "",
 ) -> bytes:
     """Return the payload to sign. ``documents`` maps each kind of document of the lease to ``sha256:…`` over its exact bytes.
 
@@ -142,18 +153,27 @@ def build_certificate(
         started_at=wipe.started_at,
         ended_at=wipe.ended_at,
         media=(*map(_medium, wipe.media), *map(_gpu, wipe.gpus)),
-        gpus=f"{len(wipe.gpus)} GPUs were part of this lease" if wipe.gpus else "no GPU was part of this lease; nothing is claimed of GPU memory",
+        gpus=f"{len(wipe.gpus)} GPUs were part of this lease"
+        if wipe.gpus
+        else "no GPU was part of this lease; nothing is claimed of GPU memory",
         steps=tuple(StepResult(step=step.step, ok=step.ok, seconds=step.seconds) for step in wipe.steps),
         tool=Tool(name="sealrig", version=tool_version),
-        performed_by=Person(name=node, organization=organization, location=location, date=at, signature="the DSSE signature of this statement"),
-        limits="Cryptographic erase is the destruction of every known copy of the key; process memory of the node is not claimed to be wiped.",
+        performed_by=Person(
+            name=node, organization=organization, location=location, date=at, signature="the DSSE signature of this statement"
+        ),
+        limits=LIMITS,
     )
-    subjects = tuple(Subject(name=kind, digest=DigestSet(sha256=digest.removeprefix(_SHA256))) for kind, digest in sorted(documents.items()))
+    subjects = tuple(
+        Subject(name=kind, digest=DigestSet(sha256=digest.removeprefix(_SHA256))) for kind, digest in sorted(documents.items())
+    )
     return Certificate(subject=subjects, predicate=predicate).to_payload()
 
 
 def verify_certificate(envelope: Envelope, key: VerifyKey) -> Certificate:
-    """Return the certificate once ``key`` is proven to have signed it. Raises ``SignatureError``, ``FormatError``, ``VerificationError``."""
+    """Return the certificate once ``key`` is proven to have signed it.
+
+    Raises ``SignatureError``, ``FormatError`` or ``VerificationError``.
+    """
     certificate = Certificate.from_payload(envelope.verify(CERTIFICATE_PAYLOAD_TYPE, [key]))
     kinds = [subject.name for subject in certificate.subject]
     if len(set(kinds)) != len(kinds) or not set(kinds) <= DOCUMENT_KINDS or "wipe" not in kinds:
@@ -161,7 +181,9 @@ def verify_certificate(envelope: Envelope, key: VerifyKey) -> Certificate:
     body = certificate.predicate
     proven = bool(body.steps) and all(step.ok for step in body.steps) and all(medium.proven for medium in body.media)
     if (body.result == "sanitized") is not proven:
-        raise VerificationError("the result does not follow from the steps", seen=body.result, wanted="sanitized" if proven else "not-proven")
+        raise VerificationError(
+            "the result does not follow from the steps", seen=body.result, wanted="sanitized" if proven else "not-proven"
+        )
     return certificate
 
 
@@ -180,7 +202,7 @@ def _medium(medium: Medium) -> Sanitized:
 
 
 def _gpu(gpu: GpuWipe) -> Sanitized:
-    share = f"{gpu.verified_bytes} of {gpu.total_bytes} bytes read back after writing; {gpu.reserved_bytes} bytes are reserved and were not reached"
+    reached = f"{gpu.verified_bytes} of {gpu.total_bytes} bytes read back after writing"
     return Sanitized(
         media_type="GPU memory",
         manufacturer="unknown",
@@ -189,7 +211,7 @@ def _gpu(gpu: GpuWipe) -> Sanitized:
         source="leased GPU",
         method="clear" if gpu.written_bytes else "none",
         technique=f"overwrite with patterns and zeros ({gpu.backend})",
-        verification_method=share,
+        verification_method=f"{reached}; {gpu.reserved_bytes} bytes are reserved and were not reached",
         total_bytes=gpu.total_bytes,
         written_bytes=gpu.written_bytes,
         verified_bytes=gpu.verified_bytes,

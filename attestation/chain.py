@@ -37,7 +37,9 @@ def check_documents(found: LeaseDocuments, lease: str, steps: Steps) -> None:
     _check_leases(found, lease, steps)
     digests = found.digests
     if found.job is not None and "policy" in digests:
-        steps.check("policy-digest", ok=digests["policy"] == found.job.policy_digest, seen=digests["policy"], wanted=found.job.policy_digest)
+        steps.check(
+            "policy-digest", ok=digests["policy"] == found.job.policy_digest, seen=digests["policy"], wanted=found.job.policy_digest
+        )
     if found.evidence is not None:
         _check_evidence(found, steps)
     if found.grant is not None:
@@ -49,8 +51,12 @@ def check_documents(found: LeaseDocuments, lease: str, steps: Steps) -> None:
         listed = found.certificate.documents
         wanted_set = {kind: digest for kind, digest in digests.items() if kind != "certificate"}
         different = sorted(kind for kind in set(listed) | set(wanted_set) if listed.get(kind) != wanted_set.get(kind))
-        steps.check("certificate-documents", ok=not different, seen=f"different: {', '.join(different)}" if different else f"{len(listed)} documents",
-                    wanted="the documents of this receipt, all of them and no other")  # fmt: skip
+        steps.check(
+            "certificate-documents",
+            ok=not different,
+            seen=f"different: {', '.join(different)}" if different else f"{len(listed)} documents",
+            wanted="the documents of this receipt, all of them and no other",
+        )
     if found.certificate is not None and found.wipe is not None:
         wanted_result = "sanitized" if found.wipe.proven else "not-proven"
         same = found.certificate.predicate.result == wanted_result and len(found.certificate.predicate.steps) == len(found.wipe.steps)
@@ -86,7 +92,9 @@ def _check_evidence(found: LeaseDocuments, steps: Steps) -> None:
         ("evidence-image", evidence.image, found.job.image if found.job is not None else None),
     ]
     for step, seen, wanted in ties:
-        steps.check(step, ok=seen == wanted, seen=seen, wanted=wanted if wanted is not None else "a document that is not here or not proven")
+        steps.check(
+            step, ok=seen == wanted, seen=seen, wanted=wanted if wanted is not None else "a document that is not here or not proven"
+        )
 
 
 def _check_grant(found: LeaseDocuments, steps: Steps) -> None:
@@ -109,11 +117,17 @@ def check_story(leaves: Sequence[tuple[int, Leaf]], found: LeaseDocuments, lease
     foreign = sorted({leaf.resource_ref for _, leaf in leaves} - {lease})
     steps.check("log-lease", ok=not foreign, seen=", ".join(foreign) or lease, wanted=lease)
     states = [leaf.type.removeprefix("lease.") for _, leaf in leaves]
-    wrong = [f"{before or 'the start'} → {after}" for before, after in pairwise(["", *states]) if after not in ONWARD.get(before, frozenset())]
+    wrong = [
+        f"{before or 'the start'} → {after}" for before, after in pairwise(["", *states]) if after not in ONWARD.get(before, frozenset())
+    ]
     last = states[-1] if states else ""
     ended = bool(states) and last not in ONWARD
-    steps.check("log-states", ok=not wrong and ended, seen="; ".join(wrong) or " → ".join(states) or "none",
-                wanted="one path from submitted to an end")  # fmt: skip
+    steps.check(
+        "log-states",
+        ok=not wrong and ended,
+        seen="; ".join(wrong) or " → ".join(states) or "none",
+        wanted="one path from submitted to an end",
+    )
     digests = found.digests
     for state, kind in _justifications(states, found):
         leaf = leaves[states.index(state)][1]
@@ -143,13 +157,23 @@ def _check_presence(states: Sequence[str], found: LeaseDocuments, steps: Steps) 
     optional = {"run"} if "wiping" in states else set()
     present = set(found.digests)
     missing, surplus = sorted(wanted - present), sorted(present - wanted - optional)
-    steps.check("documents", ok=not missing and not surplus, seen=f"missing: {', '.join(missing) or 'none'}; surplus: {', '.join(surplus) or 'none'}",
-                wanted=", ".join(sorted(wanted)))  # fmt: skip
+    steps.check(
+        "documents",
+        ok=not missing and not surplus,
+        seen=f"missing: {', '.join(missing) or 'none'}; surplus: {', '.join(surplus) or 'none'}",
+        wanted=", ".join(sorted(wanted)),
+    )
     run = found.run
     if run is not None:
         # A node that crashed in mid-run may say less than the log (no start, no result), never more.
         told = [state for state, fact in (("running", run.started_at), ("collecting", run.result)) if fact is not None]
-        steps.check("log-run", ok=set(told) <= set(states), seen=" → ".join(states), wanted=", ".join(told) or "no more than the run record tells")
+        steps.check(
+            "log-run", ok=set(told) <= set(states), seen=" → ".join(states), wanted=", ".join(told) or "no more than the run record tells"
+        )
     if found.wipe is not None and states:
-        steps.check("log-end", ok=(states[-1] == "quarantined") is not found.wipe.proven, seen=states[-1],
-                    wanted="an end without quarantine" if found.wipe.proven else "quarantined")  # fmt: skip
+        steps.check(
+            "log-end",
+            ok=(states[-1] == "quarantined") is not found.wipe.proven,
+            seen=states[-1],
+            wanted="an end without quarantine" if found.wipe.proven else "quarantined",
+        )

@@ -112,7 +112,9 @@ def _open_job(raw: bytes, trust: Trust) -> JobView:
     envelope = _envelope(raw)
     claimed = identity_key(_get(parse_json(envelope.payload), "customer"))
     if trust.spec.customers is not None and claimed.text not in trust.spec.customers:
-        raise SignatureError("the job is by a customer that the trust file does not list", seen=claimed.text, wanted=", ".join(trust.spec.customers)[:400])
+        raise SignatureError(
+            "the job is by a customer that the trust file does not list", seen=claimed.text, wanted=", ".join(trust.spec.customers)[:400]
+        )
     tree = parse_json(envelope.verify(JOB_PAYLOAD_TYPE, [claimed]))
     policy = _get(tree, "policyDigest" if isinstance(tree, dict) and "policyDigest" in tree else "policy_digest")
     image = _get(_get(_get(tree, "job"), "spec"), "image")
@@ -166,5 +168,8 @@ def _set_certificate(found: LeaseDocuments, envelope: Envelope, trust: Trust) ->
         if _node_key(trust, certificate.predicate.node) == key:
             found.certificate = certificate
             return
-    raise SignatureError("none of the listed nodes signed the certificate", seen=", ".join(name[:16] for name, _ in envelope.signatures),
-                         wanted="a signature by the node that it names")  # fmt: skip
+    raise SignatureError(
+        "none of the listed nodes signed the certificate",
+        seen=", ".join(name[:16] for name, _ in envelope.signatures),
+        wanted="a signature by the node that it names",
+    )

@@ -1,8 +1,8 @@
 """What the audit log says of one node: which of its leases ended in a proven wipe. Feeds the interlock of ``verify_evidence``.
 
-A lease's end is logged with the node as its actor once the node was touched (``lease.closed``, ``cancelled``, ``denied``, ``expired`` after a
-proven wipe, ``lease.quarantined`` without one). A ``node.restored`` by the node itself that carries a document, the certificate of the wipe that
-was made good, settles one such end, the oldest; an operator's word alone settles none.
+A lease's end is logged with the node as its actor once the node was touched (``lease.closed``, ``cancelled``, ``denied``, ``expired``
+after a proven wipe, ``lease.quarantined`` without one). A ``node.restored`` by the node itself that carries a document, the certificate
+of the wipe that was made good, settles one such end, the oldest; an operator's word alone settles none.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def read_history(reader: LogReader, trust: Trust, node: str) -> NodeHistory:
 
     history = node_history(leaves(), node, checkpoint.size)
     if len(hashes) != checkpoint.size or root(hashes) != checkpoint.root:
-        raise LogError("the log's entries do not give the signed root", rule="log-root", seen=f"{len(hashes)} entries", wanted=checkpoint.root.hex(),
-                       fix="read the log again; if it stays so, the log is not to be trusted")  # fmt: skip
+        raise LogError(
+            "the log's entries do not give the signed root",
+            rule="log-root",
+            seen=f"{len(hashes)} entries",
+            wanted=checkpoint.root.hex(),
+            fix="read the log again; if it stays so, the log is not to be trusted",
+        )
     return history

@@ -98,7 +98,12 @@ def verify_receipt(raw: bytes, trust: Trust) -> ReceiptResult:
     except AttestationError as error:
         steps.note("format", error)
         return ReceiptResult("", steps.all)
-    steps.check("format", ok=True, seen=f"{len(raw)} bytes, {len(receipt.documents)} documents, {len(receipt.entries)} entries", wanted="a receipt v1")
+    steps.check(
+        "format",
+        ok=True,
+        seen=f"{len(raw)} bytes, {len(receipt.documents)} documents, {len(receipt.entries)} entries",
+        wanted="a receipt v1",
+    )
     found = open_documents(receipt.documents, trust, steps)
     check_documents(found, receipt.lease, steps)
     appraisal = _appraise(found, trust, steps)
@@ -112,8 +117,14 @@ def verify_receipt_or_raise(raw: bytes, trust: Trust) -> ReceiptResult:
     result = verify_receipt(raw, trust)
     for step in result.steps:
         if not step.ok:
-            raise VerificationError(f"the receipt does not verify at step {step.step}: {step.detail}", steps=result.steps, rule=step.step,
-                                    seen=step.seen, wanted=step.wanted, fix="ask for the receipt again; if it stays so, the lease is not proven")  # fmt: skip
+            raise VerificationError(
+                f"the receipt does not verify at step {step.step}: {step.detail}",
+                steps=result.steps,
+                rule=step.step,
+                seen=step.seen,
+                wanted=step.wanted,
+                fix="ask for the receipt again; if it stays so, the lease is not proven",
+            )
     return result
 
 
@@ -144,8 +155,15 @@ def _parse(raw: bytes) -> _Receipt:
         opened[kind] = b64decode(document["data"])
     _keys(log, "the log", {"origin", "checkpoint", "entries"})
     entries = log["entries"]
-    if not isinstance(log["origin"], str) or not isinstance(log["checkpoint"], str) or not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
-        raise FormatError("not a log extract", seen="wrong types or too many entries", wanted=f"origin, checkpoint, ≤ {MAX_ENTRIES} entries")
+    if (
+        not isinstance(log["origin"], str)
+        or not isinstance(log["checkpoint"], str)
+        or not isinstance(entries, list)
+        or len(entries) > MAX_ENTRIES
+    ):
+        raise FormatError(
+            "not a log extract", seen="wrong types or too many entries", wanted=f"origin, checkpoint, ≤ {MAX_ENTRIES} entries"
+        )
     return _Receipt(tree["lease"], opened, log["origin"], log["checkpoint"], tuple(_entry(entry) for entry in entries))
 
 
@@ -165,8 +183,10 @@ def _keys(tree: object, what: str, wanted: set[str]) -> dict[str, Any]:
 
 
 def _appraise(found: LeaseDocuments, trust: Trust, steps: Steps) -> Appraisal | None:
-    """Verify the evidence again as of the grant. The nonce was the agent's own and is taken from the evidence; the log's history of the
-    node belongs to the moment of release and is not in a receipt.
+    """Verify the evidence again as of the grant.
+
+    The nonce was the agent's own and is taken from the evidence; the log's history of the node belongs to the moment of release
+    and is not in a receipt.
     """
     if found.grant is None or found.evidence is None or found.job is None or "plan" not in found.raw:
         return None
@@ -199,7 +219,9 @@ def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[tuple[int,
     except AttestationError as error:
         steps.note("log-checkpoint", error)
         return []
-    steps.check("log-checkpoint", ok=True, seen=f"{checkpoint.origin}, {checkpoint.size} entries", wanted="a checkpoint signed by the trusted log")
+    steps.check(
+        "log-checkpoint", ok=True, seen=f"{checkpoint.origin}, {checkpoint.size} entries", wanted="a checkpoint signed by the trusted log"
+    )
     if trust.spec.witness_quorum:
         try:
             witnesses = [NoteVerifier.from_text(text) for text in trust.spec.witnesses]
@@ -207,13 +229,22 @@ def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[tuple[int,
         except AttestationError as error:
             steps.note("log-witnesses", error)
         else:
-            steps.check("log-witnesses", ok=cosigned >= trust.spec.witness_quorum, seen=f"{cosigned} cosignatures", wanted=f"≥ {trust.spec.witness_quorum}")
+            steps.check(
+                "log-witnesses",
+                ok=cosigned >= trust.spec.witness_quorum,
+                seen=f"{cosigned} cosignatures",
+                wanted=f"≥ {trust.spec.witness_quorum}",
+            )
     leaves = []
     for index, leaf, text in receipt.entries:
         try:
             proof = TlogProof.from_text(text)
             if proof.index != index or proof.checkpoint != receipt.checkpoint:
-                raise FormatError("the proof is of another entry or tree", seen=f"entry {proof.index}", wanted=f"entry {index} of the receipt's checkpoint")
+                raise FormatError(
+                    "the proof is of another entry or tree",
+                    seen=f"entry {proof.index}",
+                    wanted=f"entry {index} of the receipt's checkpoint",
+                )
             proof.verify(leaf, verifiers, origin=log.origin)
             leaves.append((index, Leaf.from_bytes(leaf)))
         except AttestationError as error:

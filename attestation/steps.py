@@ -41,7 +41,9 @@ class Steps:
     def note(self, step: str, error: AttestationError) -> None:
         """Record a step that an error ended, and go on."""
         seen = f"{error.message}: {error.details['seen']}" if "seen" in error.details else error.message
-        self.check(step, ok=False, seen=seen, wanted=error.details.get("wanted", "a step without an error"), fix=str(error.details.get("fix", "")))
+        self.check(
+            step, ok=False, seen=seen, wanted=error.details.get("wanted", "a step without an error"), fix=str(error.details.get("fix", ""))
+        )
 
     def absorb(self, steps: tuple[Step, ...], prefix: str = "") -> None:
         """Take over the steps of a verification that was part of this one."""

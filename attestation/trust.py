@@ -136,8 +136,13 @@ class Trust(_Section):
         except ValidationError as error:
             raise _format_error(error) from error
         if trust.spec.witness_quorum > len(trust.spec.witnesses):
-            raise FormatError("spec.witnessQuorum: more witnesses are wanted than named", rule="trust-schema",
-                              seen=str(trust.spec.witness_quorum), wanted=f"≤ {len(trust.spec.witnesses)}", fix="name more witnesses")  # fmt: skip
+            raise FormatError(
+                "spec.witnessQuorum: more witnesses are wanted than named",
+                rule="trust-schema",
+                seen=str(trust.spec.witness_quorum),
+                wanted=f"≤ {len(trust.spec.witnesses)}",
+                fix="name more witnesses",
+            )
         return trust
 
     @property
@@ -172,7 +177,9 @@ def _format_error(error: ValidationError) -> FormatError:
         return FormatError(f"{place}: unknown key", rule="trust-schema", seen=key[:100], wanted="a key of the trust file", fix=fix)
     text = first["msg"].removeprefix("Value error, ")
     shown = first["input"] if isinstance(first["input"], str | int | float | bool) else type(first["input"]).__name__
-    return FormatError(f"{place}: {text}", rule="trust-schema", seen=str(shown)[:200], wanted=text, fix=f"correct {place} in the trust file")
+    return FormatError(
+        f"{place}: {text}", rule="trust-schema", seen=str(shown)[:200], wanted=text, fix=f"correct {place} in the trust file"
+    )
 
 
 _SECTIONS: tuple[type[BaseModel], ...] = (Trust, TrustSpec, LogTrust, TpmTrust, SnpTrust, TcbFloor, GpuTrust)

@@ -36,8 +36,13 @@ def package_root(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     if len(places) != 1:
-        raise AttestationError(f"the package {package} is not installed as one folder", rule="runner", seen=str(places), wanted="one folder",
-                               fix="install sealrig again")  # fmt: skip
+        raise AttestationError(
+            f"the package {package} is not installed as one folder",
+            rule="runner",
+            seen=str(places),
+            wanted="one folder",
+            fix="install sealrig again",
+        )
     return Path(places[0])
 
 

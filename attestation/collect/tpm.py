@@ -42,16 +42,20 @@ class TpmSource:
         if len(parts["pcrs"]) != _SHA256_BYTES * len(self.pcrs):
             raise AttestationError("the TPM showed other PCRs than asked for", rule="tpm-pcrs", seen=f"{len(parts['pcrs'])} bytes",
                                    wanted=f"{_SHA256_BYTES * len(self.pcrs)} bytes", fix="enable the SHA-256 bank")  # fmt: skip
-        parts["pcrs"] = b"".join(bytes([index]) + parts["pcrs"][at * _SHA256_BYTES :][:_SHA256_BYTES] for at, index in enumerate(sorted(self.pcrs)))
+        parts["pcrs"] = b"".join(
+            bytes([index]) + parts["pcrs"][at * _SHA256_BYTES :][:_SHA256_BYTES] for at, index in enumerate(sorted(self.pcrs))
+        )
         return TeeEvidence(kind="tpm", target="node", parts={part: b64encode(data) for part, data in parts.items()})
 
     def _run(self, tool: str, *arguments: str) -> None:
         program = shutil.which(tool)
         if program is None:
-            raise AttestationError(f"{tool} is not installed", rule="tpm-tools", seen="no such program", wanted=tool, fix="apt-get install tpm2-tools")
+            raise AttestationError(
+                f"{tool} is not installed", rule="tpm-tools", seen="no such program", wanted=tool, fix="apt-get install tpm2-tools"
+            )
         environment = {"PATH": os.environ.get("PATH", "/usr/bin")} | ({"TPM2TOOLS_TCTI": self.tcti} if self.tcti else {})
         try:
-            done = subprocess.run([program, *arguments], env=environment, capture_output=True, timeout=TIMEOUT, check=False)  # noqa: S603  (fixed tools, no shell)
+            done = subprocess.run([program, *arguments], env=environment, capture_output=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
             raise AttestationError("the TPM does not answer", rule="tpm-timeout", seen=f"{tool} ran {TIMEOUT} s", wanted="an answer",
                                    fix="look at the kernel log") from error  # fmt: skip

@@ -63,14 +63,19 @@ def verify_evidence(envelope: Envelope, *, trust: Trust, expected: Expected, at:
     check_interlock(evidence, expected.history, required=trust.spec.interlock == "log", steps=steps)
     submods = check_tee(evidence, _software(evidence), trust, at, steps)
     level = level_of(submods)
-    steps.check("level", ok=level >= trust.level, seen=level.label, wanted=f"{trust.spec.level} or higher",
-                fix="lower 'level' in the trust file, or choose a node with more evidence")  # fmt: skip
+    steps.check(
+        "level",
+        ok=level >= trust.level,
+        seen=level.label,
+        wanted=f"{trust.spec.level} or higher",
+        fix="lower 'level' in the trust file, or choose a node with more evidence",
+    )
     steps.finish()
     return appraise(submods, nonce=bytes.fromhex(evidence.nonce), policy_id=trust.digest, steps=steps.all, at=at)
 
 
 def _authenticate(envelope: Envelope, trust: Trust, steps: Steps) -> Evidence:
-    """Steps 1 to 3. Each needs the one before."""
+    """Take steps 1 to 3. Each needs the one before."""
     try:
         payload = envelope.verify(EVIDENCE_PAYLOAD_TYPE, trust.node_keys)
     except AttestationError as error:
@@ -87,8 +92,13 @@ def _authenticate(envelope: Envelope, trust: Trust, steps: Steps) -> Evidence:
         same = listed is not None and listed.text == evidence.node_key
     except AttestationError:
         same = False
-    steps.need("node", ok=same, seen=f"{evidence.node} with {evidence.node_key}", wanted=f"{evidence.node} with the key listed for it",
-               fix="add the node and its key to 'nodes' in the trust file, if you accept it")  # fmt: skip
+    steps.need(
+        "node",
+        ok=same,
+        seen=f"{evidence.node} with {evidence.node_key}",
+        wanted=f"{evidence.node} with the key listed for it",
+        fix="add the node and its key to 'nodes' in the trust file, if you accept it",
+    )
     return evidence
 
 
@@ -110,29 +120,53 @@ def _check_node(evidence: Evidence, trust: Trust, at: datetime, steps: Steps) ->
     """Step 5: what the node says of itself."""
     spec = trust.spec
     key = b64decode(evidence.lease_public_key)
-    steps.check("lease-key", ok=len(key) >= MIN_LEASE_KEY_BYTES, seen=f"{len(key)} bytes, {sha256_digest(key)}",
-                wanted=f"≥ {MIN_LEASE_KEY_BYTES} bytes")  # fmt: skip
+    steps.check(
+        "lease-key",
+        ok=len(key) >= MIN_LEASE_KEY_BYTES,
+        seen=f"{len(key)} bytes, {sha256_digest(key)}",
+        wanted=f"≥ {MIN_LEASE_KEY_BYTES} bytes",
+    )
     listed = spec.runners is None or evidence.runner_digest in spec.runners
-    steps.check("runner", ok=listed, seen=f"{evidence.runner_version} {evidence.runner_digest}",
-                wanted="any (the trust file lists none)" if spec.runners is None else f"one of {len(spec.runners)} listed runners",
-                fix="add the runner's digest to 'runners' in the trust file, if you accept it")  # fmt: skip
+    steps.check(
+        "runner",
+        ok=listed,
+        seen=f"{evidence.runner_version} {evidence.runner_digest}",
+        wanted="any (the trust file lists none)" if spec.runners is None else f"one of {len(spec.runners)} listed runners",
+        fix="add the runner's digest to 'runners' in the trust file, if you accept it",
+    )
     fresh = at - spec.freshness <= evidence.made_at <= at + CLOCK_SKEW
-    steps.check("freshness", ok=fresh, seen=time_text(evidence.made_at),
-                wanted=f"{time_text(at - spec.freshness)} to {time_text(at + CLOCK_SKEW)}", fix="ask for new evidence; check both clocks")  # fmt: skip
+    steps.check(
+        "freshness",
+        ok=fresh,
+        seen=time_text(evidence.made_at),
+        wanted=f"{time_text(at - spec.freshness)} to {time_text(at + CLOCK_SKEW)}",
+        fix="ask for new evidence; check both clocks",
+    )
     results = {fact.id: fact.result for fact in evidence.posture}
     missing = [f"{name}: {results.get(name, 'not reported')}" for name in spec.posture if results.get(name) != "pass"]
     passed = sum(result == "pass" for result in results.values())
-    steps.check("posture", ok=not missing and len(results) == len(evidence.posture), seen="; ".join(missing[:8]) or f"{passed} of {len(results)} pass",
-                wanted=f"pass: {', '.join(spec.posture)}" if spec.posture else "a report, each check once",
-                fix="correct the node's settings ('sealrig node doctor' says how)")  # fmt: skip
+    steps.check(
+        "posture",
+        ok=not missing and len(results) == len(evidence.posture),
+        seen="; ".join(missing[:8]) or f"{passed} of {len(results)} pass",
+        wanted=f"pass: {', '.join(spec.posture)}" if spec.posture else "a report, each check once",
+        fix="correct the node's settings ('sealrig node doctor' says how)",
+    )
     counts, gpus = evidence.device_counts, {gpu.uuid for gpu in evidence.gpus}
     same = counts.pci == counts.driver == len(gpus) == len(evidence.gpus)
-    steps.check("gpu-count", ok=same, seen=f"evidence {len(evidence.gpus)}, PCI {counts.pci}, driver {counts.driver}", wanted="the same number")
+    steps.check(
+        "gpu-count", ok=same, seen=f"evidence {len(evidence.gpus)}, PCI {counts.pci}, driver {counts.driver}", wanted="the same number"
+    )
 
 
 def _software(evidence: Evidence) -> Submod:
     """Return the node's submod without hardware: its identity is known, its memory is open to its own root, the rest is its word."""
     claims = {"instance-identity": RECOGNIZED, "runtime-opaque": ISOLATED_RUNTIME}
     failed = [fact.id for fact in evidence.posture if fact.result != "pass"]
-    facts = {"node": evidence.node, "runner": evidence.runner_digest, "runner_version": evidence.runner_version, "posture_not_passed": failed}
+    facts = {
+        "node": evidence.node,
+        "runner": evidence.runner_digest,
+        "runner_version": evidence.runner_version,
+        "posture_not_passed": failed,
+    }
     return Submod(claims, facts)

@@ -11,7 +11,7 @@ class BinaryReader:
     """A cursor over bytes. Raises ``FormatError`` rather than read past the end."""
 
     def __init__(self, data: bytes, what: str, order: Literal["big", "little"]) -> None:
-        """``what`` names the structure in errors."""
+        """Start at the first byte of ``data``; ``what`` names the structure in errors."""
         self._data, self._what, self._order, self._at = data, what, order, 0
 
     @property

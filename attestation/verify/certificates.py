@@ -95,12 +95,15 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> No
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise VerificationError(f"{_name(certificate)} was not issued by {_name(issuer)}", seen=str(error)[:200] or "a wrong signature",
-                                wanted=f"a signature by {_name(issuer)}") from error  # fmt: skip
+        raise VerificationError(
+            f"{_name(certificate)} was not issued by {_name(issuer)}",
+            seen=str(error)[:200] or "a wrong signature",
+            wanted=f"a signature by {_name(issuer)}",
+        ) from error
 
 
 def _check_authority(certificate: x509.Certificate, *, below: int) -> None:
-    """An issuer must be a CA, may sign certificates, and allows this many issuers below it."""
+    """Require a CA that may sign certificates and allows this many issuers below it."""
     try:
         basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
@@ -110,14 +113,19 @@ def _check_authority(certificate: x509.Certificate, *, below: int) -> None:
     except x509.ExtensionNotFound:
         may_sign = True
     if not basic.ca or not may_sign or (basic.path_length is not None and below > basic.path_length):
-        raise VerificationError(f"{_name(certificate)} may not issue this certificate", seen=f"CA {basic.ca}, path length {basic.path_length}",
-                                wanted=f"a CA with {below} below it")  # fmt: skip
+        raise VerificationError(
+            f"{_name(certificate)} may not issue this certificate",
+            seen=f"CA {basic.ca}, path length {basic.path_length}",
+            wanted=f"a CA with {below} below it",
+        )
 
 
 def _check_validity(certificate: x509.Certificate, at: datetime) -> None:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= at <= end:
-        raise VerificationError(f"{_name(certificate)} is not valid at that time", seen=time_text(at), wanted=f"{time_text(begin)} to {time_text(end)}")
+        raise VerificationError(
+            f"{_name(certificate)} is not valid at that time", seen=time_text(at), wanted=f"{time_text(begin)} to {time_text(end)}"
+        )
 
 
 def _name(certificate: x509.Certificate) -> str:

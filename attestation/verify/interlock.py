@@ -40,23 +40,46 @@ def check_interlock(evidence: Evidence, history: NodeHistory | None, *, required
     """Record the interlock's steps. ``required`` says that the node's word alone is not enough."""
     targets = ["node", *(gpu.uuid for gpu in evidence.gpus if gpu.leased)]
     named = evidence.previous_wipes
-    steps.check("interlock-named", ok=set(named) == set(targets), seen=", ".join(sorted(named)) or "none",
-                wanted=", ".join(sorted(targets)), fix="each leased GPU and the node itself need a previous wipe or null")  # fmt: skip
+    steps.check(
+        "interlock-named",
+        ok=set(named) == set(targets),
+        seen=", ".join(sorted(named)) or "none",
+        wanted=", ".join(sorted(targets)),
+        fix="each leased GPU and the node itself need a previous wipe or null",
+    )
     if history is None:
-        steps.check("interlock-log", ok=not required, seen="the log was not read" if required else "the node's signed word",
-                    wanted="the log's history of the node" if required else "the node's signed word (interlock: claimed)",
-                    fix="read the node's history from the audit log, or set 'interlock: claimed' in the trust file")  # fmt: skip
+        steps.check(
+            "interlock-log",
+            ok=not required,
+            seen="the log was not read" if required else "the node's signed word",
+            wanted="the log's history of the node" if required else "the node's signed word (interlock: claimed)",
+            fix="read the node's history from the audit log, or set 'interlock: claimed' in the trust file",
+        )
         return
     steps.check("interlock-history", ok=history.node == evidence.node, seen=history.node, wanted=evidence.node)
-    steps.check("interlock-unproven", ok=not history.unproven, seen=_indexes(history.unproven), wanted="no lease that ended without a proven wipe",
-                fix=_FIX)  # fmt: skip
+    steps.check(
+        "interlock-unproven",
+        ok=not history.unproven,
+        seen=_indexes(history.unproven),
+        wanted="no lease that ended without a proven wipe",
+        fix=_FIX,
+    )
     foreign = [index for index in named.values() if index is not None and index not in history.wipes]
-    steps.check("interlock-wipes", ok=not foreign, seen=f"not in the log: {_indexes(foreign)}" if foreign else _shown(named),
-                wanted=f"entries of proven wipes by {evidence.node}", fix=_FIX)  # fmt: skip
+    steps.check(
+        "interlock-wipes",
+        ok=not foreign,
+        seen=f"not in the log: {_indexes(foreign)}" if foreign else _shown(named),
+        wanted=f"entries of proven wipes by {evidence.node}",
+        fix=_FIX,
+    )
     older = [index for index, at in history.wipes.items() if at < evidence.made_at]
     first = named.get("node") is None
-    steps.check("interlock-first", ok=not (first and older), seen="first lease" if first else "an earlier wipe is named",
-                wanted=f"the last wipe of the node (entry {max(older)})" if first and older else "an earlier wipe, or none in the log")  # fmt: skip
+    steps.check(
+        "interlock-first",
+        ok=not (first and older),
+        seen="first lease" if first else "an earlier wipe is named",
+        wanted=f"the last wipe of the node (entry {max(older)})" if first and older else "an earlier wipe, or none in the log",
+    )
 
 
 def _indexes(indexes: tuple[int, ...] | list[int]) -> str:

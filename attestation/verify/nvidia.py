@@ -1,11 +1,11 @@
-"""NVIDIA GPUs with confidential computing: is this report by a genuine GPU, about this question, and does it run what NVIDIA signed?
+"""NVIDIA GPUs with confidential computing: a genuine GPU, this very question, and nothing running but what NVIDIA signed.
 
-Steps: ``gpu-format`` · ``gpu-chain`` the GPU's key was issued under NVIDIA's pinned root · ``gpu-signature`` · ``gpu-fwid`` the certificate is for the firmware
-that reports · ``gpu-nonce`` · ``gpu-versions`` · ``gpu-rim-N`` each reference file is signed and is for this firmware · ``gpu-measurements`` all active
-measurements have an accepted value.
+Steps: ``gpu-format`` · ``gpu-chain`` the GPU's key was issued under NVIDIA's pinned root · ``gpu-signature`` · ``gpu-fwid`` the
+certificate is for the firmware that reports · ``gpu-nonce`` · ``gpu-versions`` · ``gpu-rim-N`` each reference file is signed and is for
+this firmware · ``gpu-measurements`` all active measurements have an accepted value.
 
-A GPU reports these measurements in confidential mode only, and in debug mode they differ; so mode on and debugging off follow from the measurements, and only
-from both references together: driver and VBIOS.
+A GPU reports these measurements in confidential mode only, and in debug mode they differ; so mode on and debugging off follow from
+the measurements, and only from both references together: driver and VBIOS.
 """
 
 from __future__ import annotations
@@ -58,11 +58,21 @@ def verify_gpu(
     _check_chain(certificates, rules, at, steps)
     _check_signature(parsed, certificates[0], steps)
     _check_fwid(parsed, certificates[0], steps)
-    steps.check("gpu-nonce", ok=nonce is None or parsed.nonce == nonce, seen=parsed.nonce.hex(),
-                wanted="not compared: no nonce was given" if nonce is None else nonce.hex(), fix="ask for a new report over the right nonce")  # fmt: skip
+    steps.check(
+        "gpu-nonce",
+        ok=nonce is None or parsed.nonce == nonce,
+        seen=parsed.nonce.hex(),
+        wanted="not compared: no nonce was given" if nonce is None else nonce.hex(),
+        fix="ask for a new report over the right nonce",
+    )
     accepted = (not rules.drivers or parsed.driver in rules.drivers) and (not rules.vbios or parsed.vbios in rules.vbios)
-    steps.check("gpu-versions", ok=accepted, seen=f"driver {parsed.driver}, VBIOS {parsed.vbios}",
-                wanted=f"driver {', '.join(rules.drivers) or 'any'}, VBIOS {', '.join(rules.vbios) or 'any'}"[:400], fix="update the GPU's software")  # fmt: skip
+    steps.check(
+        "gpu-versions",
+        ok=accepted,
+        seen=f"driver {parsed.driver}, VBIOS {parsed.vbios}",
+        wanted=f"driver {', '.join(rules.drivers) or 'any'}, VBIOS {', '.join(rules.vbios) or 'any'}"[:400],
+        fix="update the GPU's software",
+    )
     complete = _check_references(parsed, rims, rules, at, steps)
     known = nonce is not None
     claims = {
@@ -80,8 +90,12 @@ def _check_chain(certificates: Sequence[x509.Certificate], rules: GpuRules, at: 
         root = verify_chain(certificates, roots, at)
     except AttestationError as error:
         steps.fail("gpu-chain", error)
-    steps.need("gpu-chain", ok=len(certificates) == CHAIN_LENGTH, seen=f"{len(certificates)} certificates to {root}",
-               wanted=f"{CHAIN_LENGTH} certificates to NVIDIA's pinned root")  # fmt: skip
+    steps.need(
+        "gpu-chain",
+        ok=len(certificates) == CHAIN_LENGTH,
+        seen=f"{len(certificates)} certificates to {root}",
+        wanted=f"{CHAIN_LENGTH} certificates to NVIDIA's pinned root",
+    )
 
 
 def _check_signature(report: GpuReport, leaf: x509.Certificate, steps: Steps) -> None:
@@ -98,10 +112,20 @@ def _check_signature(report: GpuReport, leaf: x509.Certificate, steps: Steps) ->
 def _check_fwid(report: GpuReport, leaf: x509.Certificate, steps: Steps) -> None:
     """Firmware before R550 reports no FWID; its key is bound to the firmware by the certificate alone."""
     seen = report.opaque.get(FWID)
-    wanted = next((extension.value.value[-SHA384_BYTES:] for extension in leaf.extensions if isinstance(extension.value, x509.UnrecognizedExtension)
-                   and extension.oid.dotted_string == _TCB_INFO), b"")  # fmt: skip
-    steps.check("gpu-fwid", ok=len(wanted) == SHA384_BYTES and seen in (None, wanted), seen="not reported" if seen is None else seen.hex(),
-                wanted=f"{wanted.hex() or 'a firmware id in the certificate'}{' where reported' if seen is None else ''}")  # fmt: skip
+    wanted = next(
+        (
+            extension.value.value[-SHA384_BYTES:]
+            for extension in leaf.extensions
+            if isinstance(extension.value, x509.UnrecognizedExtension) and extension.oid.dotted_string == _TCB_INFO
+        ),
+        b"",
+    )
+    steps.check(
+        "gpu-fwid",
+        ok=len(wanted) == SHA384_BYTES and seen in (None, wanted),
+        seen="not reported" if seen is None else seen.hex(),
+        wanted=f"{wanted.hex() or 'a firmware id in the certificate'}{' where reported' if seen is None else ''}",
+    )
 
 
 def _check_references(report: GpuReport, rims: Sequence[bytes], rules: GpuRules, at: datetime, steps: Steps) -> bool:
@@ -117,7 +141,12 @@ def _check_references(report: GpuReport, rims: Sequence[bytes], rules: GpuRules,
             steps.note(f"gpu-rim-{number}", error)
             continue
         found[kind] = rim
-        steps.check(f"gpu-rim-{number}", ok=True, seen=f"{kind} {rim.product} {rim.version}, signed under {rim.signer}", wanted="a reference for this GPU")
+        steps.check(
+            f"gpu-rim-{number}",
+            ok=True,
+            seen=f"{kind} {rim.product} {rim.version}, signed under {rim.signer}",
+            wanted="a reference for this GPU",
+        )
     good, active = _compare(report, found, steps)
     return good and active > 0 and set(found) == {"driver", "vbios"}
 
@@ -126,7 +155,11 @@ def _kind(rim: Rim, report: GpuReport) -> str:
     kinds = {report.driver.upper(): "driver", report.vbios.upper(): "vbios"}
     kind = kinds.get(rim.version.upper()) if rim.version else None
     if kind is None:
-        raise FormatError("the reference is for other firmware", seen=f"{rim.product} {rim.version}", wanted=f"driver {report.driver} or VBIOS {report.vbios}")
+        raise FormatError(
+            "the reference is for other firmware",
+            seen=f"{rim.product} {rim.version}",
+            wanted=f"driver {report.driver} or VBIOS {report.vbios}",
+        )
     return kind
 
 
@@ -145,8 +178,15 @@ def _compare(report: GpuReport, found: dict[str, Rim], steps: Steps) -> tuple[bo
     good = not wrong
     matched = len(golden) - len(wrong)
     if found:
-        steps.check("gpu-measurements", ok=good, seen=f"wrong: {', '.join(map(str, sorted(wrong)))}" if wrong else f"{matched} of {len(golden)} match",
-                    wanted=f"an accepted value at each of {len(golden)} indexes", fix="the GPU runs what its references do not list: update it")  # fmt: skip
+        steps.check(
+            "gpu-measurements",
+            ok=good,
+            seen=f"wrong: {', '.join(map(str, sorted(wrong)))}" if wrong else f"{matched} of {len(golden)} match",
+            wanted=f"an accepted value at each of {len(golden)} indexes",
+            fix="the GPU runs what its references do not list: update it",
+        )
     else:
-        steps.check("gpu-measurements", ok=True, seen="not compared: no reference was given", wanted="nothing is claimed of the GPU's software")
+        steps.check(
+            "gpu-measurements", ok=True, seen="not compared: no reference was given", wanted="nothing is claimed of the GPU's software"
+        )
     return good, len(golden)

@@ -1,7 +1,9 @@
-"""The layout of an NVIDIA GPU attestation report: an SPDM GET_MEASUREMENTS request and its signed response (DMTF DSP0274 1.1). Pure parsing.
+"""The layout of an NVIDIA GPU attestation report: an SPDM GET_MEASUREMENTS request and its signed response. Pure parsing.
+
+DMTF DSP0274, version 1.1; numbers are little endian.
 
 request:  11 E0 param1 param2 | nonce (32) | slot (1)
-response: 11 60 param1 param2 | blocks (1) | record length (3) | record | nonce (32) | opaque length (2) | opaque | signature (96), little endian
+response: 11 60 param1 param2 | blocks (1) | record length (3) | record | nonce (32) | opaque length (2) | opaque | signature (96)
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ def _opaque(raw: bytes) -> dict[int, bytes]:
     while reader.left:
         name, value = reader.number(2), reader.sized(limit=len(raw))
         if name in found or len(found) >= MAX_OPAQUE_FIELDS:
-            raise FormatError("an opaque field stands twice, or there are too many", seen=str(name), wanted=f"≤ {MAX_OPAQUE_FIELDS} fields, each once")
+            raise FormatError(
+                "an opaque field stands twice, or there are too many", seen=str(name), wanted=f"≤ {MAX_OPAQUE_FIELDS} fields, each once"
+            )
         found[name] = value
     return found

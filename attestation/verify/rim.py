@@ -1,7 +1,7 @@
 """NVIDIA's reference measurements (RIM): TCG RIM SWID tags with an XML signature.
 
-The signature is checked by signxml, with every algorithm pinned; the certificates inside the file count only if they lead to NVIDIA's pinned root.
-Only the element that signxml returns as signed is read.
+The signature is checked by signxml, with every algorithm pinned; the certificates inside the file count only if they lead to
+NVIDIA's pinned root. Only the element that signxml returns as signed is read.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ def verify_rim(raw: bytes, at: datetime, roots: Sequence[x509.Certificate] = ())
     try:
         result = XMLVerifier().verify(tree, x509_cert=chain[0], expect_config=replace(_CONFIG, verification_time=at))
     except (SignXMLException, etree.LxmlError, ValueError, TypeError, KeyError) as error:
-        raise SignatureError("the RIM's signature does not verify", seen=f"{type(error).__name__}: {error}"[:200], wanted="a signature by its signer") from error
+        raise SignatureError(
+            "the RIM's signature does not verify", seen=f"{type(error).__name__}: {error}"[:200], wanted="a signature by its signer"
+        ) from error
     signed = (result[0] if isinstance(result, list) else result).signed_xml
     if signed is None or signed.tag != f"{_SWID}SoftwareIdentity":
-        raise SignatureError("the RIM's signature covers something else", seen=str(None if signed is None else signed.tag), wanted="the SoftwareIdentity")
+        raise SignatureError(
+            "the RIM's signature covers something else", seen=str(None if signed is None else signed.tag), wanted="the SoftwareIdentity"
+        )
     return _read(signed, signer)
 
 
@@ -95,7 +99,9 @@ def _read(signed: etree._Element, signer: str) -> Rim:
             continue
         index, count = resource.get("index", ""), resource.get("alternatives", "")
         if not index.isdecimal() or not count.isdecimal() or not 1 <= int(count) <= MAX_ALTERNATIVES or int(index) in golden:
-            raise FormatError("a measurement of the RIM is malformed", seen=f"index {index[:20]}, alternatives {count[:20]}", wanted="each index once")
+            raise FormatError(
+                "a measurement of the RIM is malformed", seen=f"index {index[:20]}, alternatives {count[:20]}", wanted="each index once"
+            )
         golden[int(index)] = frozenset(_hash(resource.get(f"{_SHA384}Hash{number}")) for number in range(int(count)))
     return Rim(meta.get("product", ""), meta.get("colloquialVersion", ""), golden, signer)
 

@@ -1,6 +1,7 @@
-"""One piece of evidence on its own, offline: for an auditor with a file in hand. Accepts what nodes make and the vendors' public sample formats.
+"""One piece of evidence on its own, offline: for an auditor with a file in hand.
 
-What is not given is not compared, the step says so, and nothing is claimed that rests on it; so the level is never higher than what was checked.
+Accepts what nodes make and the vendors' public sample formats. What is not given is not compared, the step says so, and nothing is
+claimed that rests on it; so the level is never higher than what was checked.
 """
 
 from __future__ import annotations
@@ -30,13 +31,23 @@ _PEM_KEY = b"-----BEGIN PUBLIC KEY-----"
 
 
 def verify_single(
-    kind: Kind, raw: bytes, *, at: datetime, nonce: bytes | None = None, chain: bytes | None = None, roots: Sequence[bytes] = (), rims: Sequence[bytes] = ()
+    kind: Kind,
+    raw: bytes,
+    *,
+    at: datetime,
+    nonce: bytes | None = None,
+    chain: bytes | None = None,
+    roots: Sequence[bytes] = (),
+    rims: Sequence[bytes] = (),
 ) -> Appraisal:
     """Return the appraisal of one file. Raises ``VerificationError`` with all steps, ``FormatError`` or ``LimitError`` for other files.
 
-    ``software``: a signed evidence envelope; ``roots`` are node keys (``ed25519:…``). ``tpm``: a JSON file with ``ak_public`` and ``tpm_quote``;
-    ``roots`` are trusted attestation keys (DER or PEM). ``sev-snp``: a report, with its VCEK or VLEK in ``chain``; ``roots`` replace AMD's certificates.
-    ``nvidia-gpu``: a report (binary or hex) with ``chain``, or a JSON list of both for several GPUs; ``roots`` replace the device root; ``rims`` the references.
+    - ``software``: a signed evidence envelope; ``roots`` are node keys (``ed25519:…``).
+    - ``tpm``: a JSON file with ``ak_public`` and ``tpm_quote``; ``roots`` are trusted attestation keys (DER or PEM).
+    - ``sev-snp``: a report, with its VCEK or VLEK in ``chain``; ``roots`` replace AMD's certificates.
+    - ``nvidia-gpu``: a report (binary or hex) with ``chain``, or a JSON list of both for several GPUs; ``roots`` replace the device
+      root, and ``rims`` are the references.
+
     ``nonce`` is what the evidence must answer, ``at`` the moment at which certificates must be valid.
     """
     if len(raw) > MAX_FILE_BYTES:
@@ -48,9 +59,9 @@ def verify_single(
     elif kind == "tpm":
         submods = {"node": _tpm(raw, nonce, roots, steps)}
     elif kind == "sev-snp":
-        submods = {"cpu0": _snp(raw, nonce, chain, roots, at, steps)}
+        submods = {"cpu0": _snp(raw, nonce=nonce, chain=chain, roots=roots, at=at, steps=steps)}
     else:
-        submods = _gpus(raw, nonce, chain, roots, rims, at, steps)
+        submods = _gpus(raw, nonce=nonce, chain=chain, roots=roots, rims=rims, at=at, steps=steps)
     steps.finish()
     return appraise(submods, nonce=nonce, policy_id=STAND_ALONE, steps=steps.all, at=at)
 
@@ -63,14 +74,28 @@ def _software(raw: bytes, nonce: bytes | None, roots: Sequence[bytes], steps: St
         evidence = Evidence.from_payload(envelope.verify(EVIDENCE_PAYLOAD_TYPE, keys or [VerifyKey.from_text(claimed.node_key)]))
     except AttestationError as error:
         steps.fail("signature", error)
-    steps.check("signature", ok=True, seen=f"{evidence.node} with {evidence.node_key}",
-                wanted="a signature by a given key" if keys else "a signature by the key that the evidence names itself: no key was given")  # fmt: skip
-    steps.check("node", ok=not keys or evidence.node_key in {key.text for key in keys}, seen=evidence.node_key, wanted="the key that signed")
-    steps.check("nonce", ok=nonce is None or evidence.nonce == nonce.hex(), seen=evidence.nonce,
-                wanted="not compared: no nonce was given" if nonce is None else nonce.hex())  # fmt: skip
+    steps.check(
+        "signature",
+        ok=True,
+        seen=f"{evidence.node} with {evidence.node_key}",
+        wanted="a signature by a given key" if keys else "a signature by the key that the evidence names itself: no key was given",
+    )
+    steps.check(
+        "node", ok=not keys or evidence.node_key in {key.text for key in keys}, seen=evidence.node_key, wanted="the key that signed"
+    )
+    steps.check(
+        "nonce",
+        ok=nonce is None or evidence.nonce == nonce.hex(),
+        seen=evidence.nonce,
+        wanted="not compared: no nonce was given" if nonce is None else nonce.hex(),
+    )
     failed = [fact.id for fact in evidence.posture if fact.result != "pass"]
-    steps.check("posture", ok=True, seen=f"{len(evidence.posture) - len(failed)} of {len(evidence.posture)} pass, made {time_text(evidence.made_at)}",
-                wanted="the node's own word")  # fmt: skip
+    steps.check(
+        "posture",
+        ok=True,
+        seen=f"{len(evidence.posture) - len(failed)} of {len(evidence.posture)} pass, made {time_text(evidence.made_at)}",
+        wanted="the node's own word",
+    )
     known = bool(keys) and nonce is not None
     claims = {"runtime-opaque": ISOLATED_RUNTIME} | ({"instance-identity": RECOGNIZED} if known else {})
     return {"node": Submod(claims, {"node": evidence.node, "runner": evidence.runner_digest, "posture_not_passed": failed})}
@@ -89,7 +114,7 @@ def _tpm(raw: bytes, nonce: bytes | None, roots: Sequence[bytes], steps: Steps) 
     return verify_tpm(evidence, nonce=nonce, keys=keys, accepted={}, steps=steps)
 
 
-def _snp(raw: bytes, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], at: datetime, steps: Steps) -> Submod:
+def _snp(raw: bytes, *, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], at: datetime, steps: Steps) -> Submod:
     try:
         pinned = [certificate for root in roots for certificate in load_chain(root)]
     except AttestationError as error:
@@ -98,9 +123,9 @@ def _snp(raw: bytes, nonce: bytes | None, chain: bytes | None, roots: Sequence[b
 
 
 def _gpus(
-    raw: bytes, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], rims: Sequence[bytes], at: datetime, steps: Steps
+    raw: bytes, *, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], rims: Sequence[bytes], at: datetime, steps: Steps
 ) -> Mapping[str, Submod]:
-    from attestation.verify.nvidia import GpuRules, verify_gpu  # noqa: PLC0415  (XML libraries load for GPU evidence only)
+    from attestation.verify.nvidia import GpuRules, verify_gpu
 
     try:
         rules = GpuRules(device_roots=[certificate for root in roots for certificate in load_chain(root)])

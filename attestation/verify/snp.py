@@ -1,8 +1,8 @@
-"""AMD SEV-SNP: is this report by a genuine CPU with current firmware, about an accepted guest, and about this question?
+"""AMD SEV-SNP: a genuine CPU with current firmware, an accepted guest, and this very question.
 
-Steps: ``snp-format`` · ``snp-chain`` the chip's key (VCEK, or a cloud's VLEK) was issued under AMD's pinned roots · ``snp-signature`` it signed the
-report · ``snp-key-tcb``, ``snp-key-chip`` the certificate is for this firmware and this chip · ``snp-tcb`` at or above the floors · ``snp-policy`` debugging
-off · ``snp-vmpl`` · ``snp-nonce`` (report_data) · ``snp-measurement``.
+Steps: ``snp-format`` · ``snp-chain`` the chip's key (VCEK, or a cloud's VLEK) was issued under AMD's pinned roots ·
+``snp-signature`` it signed the report · ``snp-key``, ``snp-key-tcb``, ``snp-key-chip`` the certificate is for this signer, firmware and
+chip · ``snp-tcb`` at or above the floors · ``snp-policy`` debugging off · ``snp-vmpl`` · ``snp-measurement`` · ``snp-nonce``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from attestation.verify.snp_report import MAX_VMPL, VCEK, VLEK, SnpReport, Tcb, 
 
 PRODUCTS = ("milan", "genoa", "turin")
 REPORT_DATA_BYTES = 64
+NO_FLOOR = Tcb(bootloader=0, tee=0, snp=0, microcode=0)
 _OID = "1.3.6.1.4.1.3704.1."
 _PARTS = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
 _PRODUCT_OID, _CHIP_OID = "2", "4"
@@ -37,7 +38,7 @@ class SnpRules:
     """What a report must show. ``measurements`` of None compares nothing and then claims nothing of the guest."""
 
     measurements: Collection[bytes] | None = None
-    floor: Tcb = Tcb(0, 0, 0, 0)
+    floor: Tcb = NO_FLOOR
     smt: bool = True
     migration: bool = False
 
@@ -78,7 +79,12 @@ def verify_snp(
         "executables": APPROVED_RUNTIME if judged else NO_CLAIM,
         "runtime-opaque": ENCRYPTED_RUNTIME if nonce is not None else NO_CLAIM,
     }
-    facts = {"product": about.product, "tcb": str(parsed.reported_tcb), "measurement": parsed.measurement.hex(), "chip": parsed.chip_id.hex()}
+    facts = {
+        "product": about.product,
+        "tcb": str(parsed.reported_tcb),
+        "measurement": parsed.measurement.hex(),
+        "chip": parsed.chip_id.hex(),
+    }
     return Submod(claims, facts)
 
 
@@ -91,7 +97,9 @@ def _check_chain(
         middle = next(certificate for certificate in pinned if certificate.subject == certificates[0].issuer)
         root = verify_chain([certificates[0], middle], tops, at)
     except StopIteration:
-        steps.need("snp-chain", ok=False, seen=certificates[0].issuer.rfc4514_string()[:200], wanted="an issuer among AMD's pinned certificates")
+        steps.need(
+            "snp-chain", ok=False, seen=certificates[0].issuer.rfc4514_string()[:200], wanted="an issuer among AMD's pinned certificates"
+        )
     except AttestationError as error:
         steps.fail("snp-chain", error)
     else:
@@ -110,9 +118,11 @@ def _check_signature(report: SnpReport, certificate: x509.Certificate, steps: St
 
 
 def _check_key(report: SnpReport, about: ChipCertificate, steps: Steps) -> None:
-    """The certificate must be for this signer, firmware and chip: an old certificate would hide a downgrade."""
+    """Require a certificate for this signer, firmware and chip: an old certificate would hide a downgrade."""
     wanted = VCEK if about.chip else VLEK
-    steps.check("snp-key", ok=report.signer == wanted, seen=f"signing key {report.signer}", wanted=f"{wanted} ({'VCEK' if about.chip else 'VLEK'})")
+    steps.check(
+        "snp-key", ok=report.signer == wanted, seen=f"signing key {report.signer}", wanted=f"{wanted} ({'VCEK' if about.chip else 'VLEK'})"
+    )
     steps.check("snp-key-tcb", ok=about.tcb == report.reported_tcb, seen=str(report.reported_tcb), wanted=str(about.tcb))
     if about.chip:
         size = len(about.chip)
@@ -122,23 +132,40 @@ def _check_key(report: SnpReport, about: ChipCertificate, steps: Steps) -> None:
 
 def _check_rules(report: SnpReport, rules: SnpRules, steps: Steps) -> None:
     low = next((tcb for tcb in (report.reported_tcb, report.committed_tcb, report.launch_tcb) if not tcb.covers(rules.floor)), None)
-    steps.check("snp-tcb", ok=low is None, seen=str(low or report.reported_tcb), wanted=f"at least {rules.floor}", fix="update the host's firmware")
+    steps.check(
+        "snp-tcb", ok=low is None, seen=str(low or report.reported_tcb), wanted=f"at least {rules.floor}", fix="update the host's firmware"
+    )
     policy = report.policy
     allowed = not policy.debug and (rules.migration or not policy.migration) and (rules.smt or not policy.smt)
-    steps.check("snp-policy", ok=allowed, seen=f"debug {policy.debug}, migration {policy.migration}, SMT {policy.smt}",
-                wanted=f"debug False, migration {'any' if rules.migration else 'False'}, SMT {'any' if rules.smt else 'False'}",
-                fix="start the guest with another policy")  # fmt: skip
-    steps.check("snp-vmpl", ok=report.vmpl <= MAX_VMPL, seen=str(report.vmpl), wanted=f"0 to {MAX_VMPL} (asked for by the guest, not the host)")
+    steps.check(
+        "snp-policy",
+        ok=allowed,
+        seen=f"debug {policy.debug}, migration {policy.migration}, SMT {policy.smt}",
+        wanted=f"debug False, migration {'any' if rules.migration else 'False'}, SMT {'any' if rules.smt else 'False'}",
+        fix="start the guest with another policy",
+    )
+    steps.check(
+        "snp-vmpl", ok=report.vmpl <= MAX_VMPL, seen=str(report.vmpl), wanted=f"0 to {MAX_VMPL} (asked for by the guest, not the host)"
+    )
     known = rules.measurements is None or report.measurement in rules.measurements
-    steps.check("snp-measurement", ok=known, seen=report.measurement.hex(),
-                wanted="not compared: no measurement was given" if rules.measurements is None else f"one of {len(rules.measurements)} accepted",
-                fix="add the measurement to the trust file, if you accept this image")  # fmt: skip
+    steps.check(
+        "snp-measurement",
+        ok=known,
+        seen=report.measurement.hex(),
+        wanted="not compared: no measurement was given" if rules.measurements is None else f"one of {len(rules.measurements)} accepted",
+        fix="add the measurement to the trust file, if you accept this image",
+    )
 
 
 def _check_nonce(report: SnpReport, nonce: bytes | None, steps: Steps) -> None:
     wanted = None if nonce is None else nonce.ljust(REPORT_DATA_BYTES, b"\0")
-    steps.check("snp-nonce", ok=wanted is None or report.report_data == wanted, seen=report.report_data.hex(),
-                wanted="not compared: no nonce was given" if wanted is None else wanted.hex(), fix="ask for a new report over the right nonce")  # fmt: skip
+    steps.check(
+        "snp-nonce",
+        ok=wanted is None or report.report_data == wanted,
+        seen=report.report_data.hex(),
+        wanted="not compared: no nonce was given" if wanted is None else wanted.hex(),
+        fix="ask for a new report over the right nonce",
+    )
 
 
 def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
@@ -154,7 +181,9 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
     parts = {part: int.from_bytes(_tagged(values[oid], _INTEGER), "big") for part, oid in _PARTS.items() if oid in values}
     missing = {"bootloader", "tee", "snp", "microcode"} - set(parts)
     if missing or max(parts.values()) > 255:
-        raise FormatError("not a chip certificate", seen=f"missing: {', '.join(sorted(missing)) or 'none'}", wanted="the versions of all firmware parts")
+        raise FormatError(
+            "not a chip certificate", seen=f"missing: {', '.join(sorted(missing)) or 'none'}", wanted="the versions of all firmware parts"
+        )
     chip = values.get(_CHIP_OID, b"")
     wanted = _TURIN_CHIP_BYTES if product == "turin" else REPORT_DATA_BYTES
     chip = chip[2:] if len(chip) == wanted + 2 and chip[:2] == bytes([_OCTETS, wanted]) else chip
@@ -166,5 +195,7 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
 def _tagged(raw: bytes, tag: int) -> bytes:
     """Return the value of one short DER element that fills ``raw``."""
     if len(raw) < 2 or raw[0] != tag or raw[1] != len(raw) - 2 or raw[1] > 127:
-        raise FormatError("a certificate's extension is not as AMD defines it", seen=raw[:8].hex(), wanted=f"one DER element of tag {tag:02x}")
+        raise FormatError(
+            "a certificate's extension is not as AMD defines it", seen=raw[:8].hex(), wanted=f"one DER element of tag {tag:02x}"
+        )
     return raw[2:]

@@ -1,4 +1,7 @@
-"""The layout of an SEV-SNP attestation report, versions 2 to 5 (AMD 56860, SEV Secure Nested Paging Firmware ABI, table 23). Pure parsing."""
+"""The layout of an SEV-SNP attestation report, versions 2 to 5. Pure parsing.
+
+Source: AMD 56860, SEV Secure Nested Paging Firmware ABI, table ATTESTATION_REPORT; numbers are little endian.
+"""
 
 from __future__ import annotations
 

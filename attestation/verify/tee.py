@@ -29,8 +29,12 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
     found = evidence.tee or ()
     places = [(tee.kind, tee.target) for tee in found]
     fitting = all(tee.target in names and _fits(tee.kind, names[tee.target]) for tee in found) and len(set(places)) == len(places)
-    steps.check("tee-targets", ok=fitting, seen=", ".join(f"{kind} of {target}" for kind, target in places)[:400] or "none",
-                wanted="one piece of each kind for each device")  # fmt: skip
+    steps.check(
+        "tee-targets",
+        ok=fitting,
+        seen=", ".join(f"{kind} of {target}" for kind, target in places)[:400] or "none",
+        wanted="one piece of each kind for each device",
+    )
     if not fitting:
         return submods
     leaves: list[str] = []
@@ -42,7 +46,9 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
         if tee.kind == "nvidia-gpu":
             leaves.append(tee.parts.get("chain", ""))
     if leaves:
-        steps.check("gpu-distinct", ok=len(set(leaves)) == len(leaves), seen=f"{len(set(leaves))} certificates", wanted=f"{len(leaves)}, one a GPU")
+        steps.check(
+            "gpu-distinct", ok=len(set(leaves)) == len(leaves), seen=f"{len(set(leaves))} certificates", wanted=f"{len(leaves)}, one a GPU"
+        )
     return submods
 
 
@@ -62,7 +68,7 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
             return verify_snp(part(tee, "report"), part(tee, "chain"), nonce=binding, rules=snp_rules(spec.snp), at=at, steps=steps)
         if tee.kind == "nvidia-gpu" and spec.gpu is not None:
             # XML libraries load here only: most evidence has no GPU report.
-            from attestation.verify.nvidia import GpuRules, verify_gpu  # noqa: PLC0415
+            from attestation.verify.nvidia import GpuRules, verify_gpu
 
             rims = [b64decode(data) for name, data in sorted(tee.parts.items()) if name.startswith("rim")]
             rules = GpuRules(drivers=spec.gpu.drivers, vbios=spec.gpu.vbios)
@@ -70,7 +76,9 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
     except FormatError as error:
         steps.fail(f"{tee.kind}-parts", error)
     section = {"tpm": "tpm", "sev-snp": "snp", "nvidia-gpu": "gpu"}[tee.kind]
-    steps.check(f"{tee.kind}-trust", ok=True, seen="not appraised, nothing is claimed of it", wanted=f"no section {section!r} in the trust file")
+    steps.check(
+        f"{tee.kind}-trust", ok=True, seen="not appraised, nothing is claimed of it", wanted=f"no section {section!r} in the trust file"
+    )
     return Submod({}, {})
 
 
@@ -82,7 +90,10 @@ def part(tee: TeeEvidence, name: str) -> bytes:
 
 
 def tpm_evidence(tee: TeeEvidence) -> TpmEvidence:
-    """Return the parts of a TPM's evidence: ``quote``, ``signature``, ``key``, and ``pcrs`` as (index, 32 bytes) each. Raises ``FormatError``."""
+    """Return the parts of a TPM's evidence: ``quote``, ``signature``, ``key``, and ``pcrs`` as (index, 32 bytes) each.
+
+    Raises ``FormatError``.
+    """
     raw = part(tee, "pcrs")
     if len(raw) % (1 + _PCR_BYTES):
         raise FormatError("not PCR values", seen=f"{len(raw)} bytes", wanted=f"a multiple of {1 + _PCR_BYTES}")
@@ -99,5 +110,3 @@ def snp_rules(section: SnpTrust) -> SnpRules:
         smt=section.smt,
         migration=section.migration,
     )
-
-

@@ -1,7 +1,8 @@
 """TPM 2.0 quotes, in pure Python (TPM 2.0 Library Part 2: Structures, sections 10.12 and 11.2; TCG revision 1.59).
 
-Steps: ``tpm-key`` the attestation key is one that is trusted · ``tpm-signature`` it signed the quote · ``tpm-quote`` the signed structure is a
-quote made by a TPM · ``tpm-nonce`` it answers · ``tpm-pcr-digest`` the shown PCR values are the quoted ones · ``tpm-pcr-N`` and they are accepted.
+Steps: ``tpm-key`` the attestation key is one that is trusted · ``tpm-signature`` it signed the quote · ``tpm-quote`` the signed
+structure is a quote made by a TPM · ``tpm-nonce`` it answers · ``tpm-pcr-digest`` the shown PCR values are the quoted ones ·
+``tpm-pcr-N`` and they are accepted.
 """
 
 from __future__ import annotations
@@ -115,9 +116,13 @@ def verify_signature(key: bytes, signature: bytes, message: bytes) -> str:
             reader.end()
             public.verify(encode_dss_signature(r, s), message, ec.ECDSA(algorithm))
         else:
-            raise FormatError("the scheme does not fit the key", seen=f"{scheme:04x} with {type(public).__name__}", wanted="RSASSA, RSAPSS or ECDSA")
+            raise FormatError(
+                "the scheme does not fit the key", seen=f"{scheme:04x} with {type(public).__name__}", wanted="RSASSA, RSAPSS or ECDSA"
+            )
     except InvalidSignature as error:
-        raise SignatureError("the quote is not signed by this key", seen="another key, or other bytes", wanted="a signature by the attestation key") from error
+        raise SignatureError(
+            "the quote is not signed by this key", seen="another key, or other bytes", wanted="a signature by the attestation key"
+        ) from error
     return name
 
 
@@ -128,7 +133,9 @@ def _load(key: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
         raise FormatError("not a public key", seen=str(error)[:100], wanted="DER SubjectPublicKeyInfo") from error
     if isinstance(public, ec.EllipticCurvePublicKey) or (isinstance(public, rsa.RSAPublicKey) and public.key_size >= MIN_RSA_BITS):
         return public
-    raise FormatError("a weak or unknown kind of key", seen=type(public).__name__, wanted=f"RSA of {MIN_RSA_BITS} bits or more, or an elliptic curve")
+    raise FormatError(
+        "a weak or unknown kind of key", seen=type(public).__name__, wanted=f"RSA of {MIN_RSA_BITS} bits or more, or an elliptic curve"
+    )
 
 
 def verify_tpm(
@@ -141,8 +148,13 @@ def verify_tpm(
     """
     listed = keys is None or evidence.key in keys
     identity = hashlib.sha256(evidence.key).hexdigest()
-    steps.need("tpm-key", ok=listed, seen=f"sha256:{identity}", wanted="not compared: no trusted key was given" if keys is None else "a trusted attestation key",
-               fix="enrol the node's TPM and add its attestation key to the trust file")  # fmt: skip
+    steps.need(
+        "tpm-key",
+        ok=listed,
+        seen=f"sha256:{identity}",
+        wanted="not compared: no trusted key was given" if keys is None else "a trusted attestation key",
+        fix="enrol the node's TPM and add its attestation key to the trust file",
+    )
     try:
         hash_name = verify_signature(evidence.key, evidence.signature, evidence.message)
     except AttestationError as error:
@@ -152,10 +164,19 @@ def verify_tpm(
         quote = parse_quote(evidence.message)
     except AttestationError as error:
         steps.fail("tpm-quote", error)
-    steps.check("tpm-quote", ok=True, seen=f"reset {quote.reset_count}, restart {quote.restart_count}, firmware {quote.firmware:016x}",
-                wanted="a quote made by a TPM")  # fmt: skip
-    steps.check("tpm-nonce", ok=nonce is None or quote.nonce == nonce, seen=quote.nonce.hex() or "none",
-                wanted="not compared: no nonce was given" if nonce is None else nonce.hex(), fix="ask for a new quote over the right nonce")  # fmt: skip
+    steps.check(
+        "tpm-quote",
+        ok=True,
+        seen=f"reset {quote.reset_count}, restart {quote.restart_count}, firmware {quote.firmware:016x}",
+        wanted="a quote made by a TPM",
+    )
+    steps.check(
+        "tpm-nonce",
+        ok=nonce is None or quote.nonce == nonce,
+        seen=quote.nonce.hex() or "none",
+        wanted="not compared: no nonce was given" if nonce is None else nonce.hex(),
+        fix="ask for a new quote over the right nonce",
+    )
     approved = _check_pcrs(evidence, quote, hash_name, accepted, steps)
     known = keys is not None and nonce is not None
     claims = {"hardware": GENUINE if known else NO_CLAIM, "executables": APPROVED_BOOT if known and approved else NO_CLAIM}
@@ -166,12 +187,20 @@ def _check_pcrs(evidence: TpmEvidence, quote: Quote, hash_name: str, accepted: M
     """Return whether at least one PCR was judged, and all judged ones are accepted."""
     missing = [index for index in quote.pcrs if len(evidence.pcrs.get(index, b"")) != hashlib.sha256().digest_size]
     digest = hashlib.new(hash_name, b"".join(evidence.pcrs.get(index, b"") for index in quote.pcrs)).digest()
-    steps.need("tpm-pcr-digest", ok=bool(quote.pcrs) and not missing and digest == quote.digest, seen=digest.hex(),
-               wanted=f"{quote.digest.hex()} over PCRs {', '.join(map(str, quote.pcrs)) or 'none'}")  # fmt: skip
+    steps.need(
+        "tpm-pcr-digest",
+        ok=bool(quote.pcrs) and not missing and digest == quote.digest,
+        seen=digest.hex(),
+        wanted=f"{quote.digest.hex()} over PCRs {', '.join(map(str, quote.pcrs)) or 'none'}",
+    )
     approved = bool(accepted)
     for index in sorted(accepted):
         value = evidence.pcrs.get(index, b"") if index in quote.pcrs else b""
-        approved &= steps.check(f"tpm-pcr-{index}", ok=value in accepted[index], seen=value.hex() or "not quoted",
-                                wanted=" or ".join(sorted(item.hex() for item in accepted[index]))[:400],
-                                fix="boot what the trust file accepts, or add this value to it")  # fmt: skip
+        approved &= steps.check(
+            f"tpm-pcr-{index}",
+            ok=value in accepted[index],
+            seen=value.hex() or "not quoted",
+            wanted=" or ".join(sorted(item.hex() for item in accepted[index]))[:400],
+            fix="boot what the trust file accepts, or add this value to it",
+        )
     return approved

@@ -56,9 +56,19 @@ def trust(**changes: Any) -> Trust:
 
 def job(**changes: Any) -> bytes:
     tree = {
-        "v": 1, "lease": LEASE, "tenant": "lab", "customer": IDENTITY, "policyDigest": sha256_digest(POLICY), "submittedAt": "2026-03-01T11:59:00.000Z",
-        "job": {"apiVersion": "sealrig/v1", "kind": "Job", "metadata": {"name": "test"}, "spec": {"image": IMAGE, "command": ["/bin/true"]}},
-    } | changes  # fmt: skip
+        "v": 1,
+        "lease": LEASE,
+        "tenant": "lab",
+        "customer": IDENTITY,
+        "policyDigest": sha256_digest(POLICY),
+        "submittedAt": "2026-03-01T11:59:00.000Z",
+        "job": {
+            "apiVersion": "sealrig/v1",
+            "kind": "Job",
+            "metadata": {"name": "test"},
+            "spec": {"image": IMAGE, "command": ["/bin/true"]},
+        },
+    } | changes
     return sign_envelope(canonical_json(tree), JOB_PAYLOAD_TYPE, CUSTOMER_KEY).to_bytes()
 
 
@@ -90,9 +100,20 @@ def expected(**changes: Any) -> Expected:
 
 
 def wipe_report(*, ok: bool = True) -> WipeReport:
-    step = WipeStep(step="key", target="scratch", action="remove key", seen="absent" if ok else "busy", wanted="absent", ok=ok, seconds=0.01)
-    medium = Medium(kind="disk", model="Example 1", method="purge", technique="cryptographic erase", verification="kernel reports the key absent", proven=ok)
-    return WipeReport(lease=LEASE, node=NODE, started_at=AT + timedelta(minutes=5), ended_at=AT + timedelta(minutes=6), steps=(step,), media=(medium,))
+    step = WipeStep(
+        step="key", target="scratch", action="remove key", seen="absent" if ok else "busy", wanted="absent", ok=ok, seconds=0.01
+    )
+    medium = Medium(
+        kind="disk",
+        model="Example 1",
+        method="purge",
+        technique="cryptographic erase",
+        verification="kernel reports the key absent",
+        proven=ok,
+    )
+    return WipeReport(
+        lease=LEASE, node=NODE, started_at=AT + timedelta(minutes=5), ended_at=AT + timedelta(minutes=6), steps=(step,), media=(medium,)
+    )
 
 
 def documents(*, proven: bool = True) -> dict[str, bytes]:
@@ -101,29 +122,56 @@ def documents(*, proven: bool = True) -> dict[str, bytes]:
     envelope = sign_envelope(evidence().to_payload(), EVIDENCE_PAYLOAD_TYPE, NODE_KEY)
     found["evidence"] = envelope.to_bytes()
     grant = Grant(
-        lease=LEASE, evidence_digest=envelope.digest, lease_public_key_digest=sha256_digest(LEASE_KEY),
-        keys=(WrappedKey(bundle="blake3:" + "e" * 64, wrapped=b64encode(b"wrapped")),), issued_at=AT + timedelta(seconds=2), expires_at=AT + timedelta(hours=1),
-    )  # fmt: skip
+        lease=LEASE,
+        evidence_digest=envelope.digest,
+        lease_public_key_digest=sha256_digest(LEASE_KEY),
+        keys=(WrappedKey(bundle="blake3:" + "e" * 64, wrapped=b64encode(b"wrapped")),),
+        issued_at=AT + timedelta(seconds=2),
+        expires_at=AT + timedelta(hours=1),
+    )
     found["grant"] = sign_envelope(grant.to_payload(), GRANT_PAYLOAD_TYPE, CUSTOMER_KEY).to_bytes()
     run = RunRecord(
-        lease=LEASE, node=NODE, container="f" * 64, image=IMAGE, plan_digest=sha256_digest(PLAN), inspect_digest=RUNNER, started_at=AT + timedelta(minutes=1),
-        ended_at=AT + timedelta(minutes=4), exit_code=0, outcome="succeeded", log_chunks=2, log_digest=RUNNER, result="blake3:" + "a" * 64, result_size=100,
-    )  # fmt: skip
+        lease=LEASE,
+        node=NODE,
+        container="f" * 64,
+        image=IMAGE,
+        plan_digest=sha256_digest(PLAN),
+        inspect_digest=RUNNER,
+        started_at=AT + timedelta(minutes=1),
+        ended_at=AT + timedelta(minutes=4),
+        exit_code=0,
+        outcome="succeeded",
+        log_chunks=2,
+        log_digest=RUNNER,
+        result="blake3:" + "a" * 64,
+        result_size=100,
+    )
     found["run"] = sign_envelope(run.to_payload(), RUN_PAYLOAD_TYPE, NODE_KEY).to_bytes()
     report = wipe_report(ok=proven)
     found["wipe"] = sign_envelope(report.to_payload(), WIPE_PAYLOAD_TYPE, NODE_KEY).to_bytes()
     payload = build_certificate(
-        lease=LEASE, node=NODE, documents={kind: sha256_digest(data) for kind, data in found.items()}, wipe=report, tool_version="0.1.0",
+        lease=LEASE,
+        node=NODE,
+        documents={kind: sha256_digest(data) for kind, data in found.items()},
+        wipe=report,
+        tool_version="0.1.0",
         at=AT + timedelta(minutes=6),
-    )  # fmt: skip
+    )
     found["certificate"] = sign_envelope(payload, CERTIFICATE_PAYLOAD_TYPE, NODE_KEY).to_bytes()
     return found
 
 
 STORY = (
-    ("submitted", "job"), ("admitted", "policy"), ("placed", "job"), ("attested", "evidence"), ("unlocked", "grant"), ("running", None),
-    ("collecting", None), ("wiping", "run"), ("closed", "certificate"),
-)  # fmt: skip
+    ("submitted", "job"),
+    ("admitted", "policy"),
+    ("placed", "job"),
+    ("attested", "evidence"),
+    ("unlocked", "grant"),
+    ("running", None),
+    ("collecting", None),
+    ("wiping", "run"),
+    ("closed", "certificate"),
+)
 TOKEN = "token-" + "0c" * 16
 
 
@@ -142,9 +190,15 @@ class Story:
             at = AT + timedelta(seconds=number)
             actor = NODE if state in {"attested", "running", "collecting", "wiping", "closed", "quarantined"} else TOKEN
             leaf = Leaf(
-                type=f"lease.{state}", occurred_at=at, recorded_at=at, actor_ref=actor, resource_ref=self.resource, action=state, outcome="done",
+                type=f"lease.{state}",
+                occurred_at=at,
+                recorded_at=at,
+                actor_ref=actor,
+                resource_ref=self.resource,
+                action=state,
+                outcome="done",
                 evidence=DocumentRef(digest, DSSE),
-            )  # fmt: skip
+            )
             self.leaves.append(leaf)
 
 

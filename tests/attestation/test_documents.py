@@ -57,7 +57,13 @@ def test_what_a_trust_file_refuses_is_named(change, words):
     assert {"rule", "seen", "wanted", "fix"} <= set(caught.value.details)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3), max_leaves=8))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+        max_leaves=8,
+    )
+)
 def test_any_tree_gives_a_clear_error(tree):
     with pytest.raises(AttestationError):
         Trust.from_tree(tree)
@@ -65,9 +71,15 @@ def test_any_tree_gives_a_clear_error(tree):
 
 def test_all_sections_are_read():
     whole = trust(
-        level="confidential-gpu", witnesses=["w+00000000+AAAA"], witnessQuorum=1, customers=[OTHER_KEY.public.text], posture=["swap-off"],
-        tpm={"keys": {NODE: "AAAA"}, "pcrs": {"14": ["00" * 32]}}, snp={"measurements": ["00" * 48], "tcb": {"snp": 8}}, gpu={"drivers": ["590.12"]},
-    )  # fmt: skip
+        level="confidential-gpu",
+        witnesses=["w+00000000+AAAA"],
+        witnessQuorum=1,
+        customers=[OTHER_KEY.public.text],
+        posture=["swap-off"],
+        tpm={"keys": {NODE: "AAAA"}, "pcrs": {"14": ["00" * 32]}},
+        snp={"measurements": ["00" * 48], "tcb": {"snp": 8}},
+        gpu={"drivers": ["590.12"]},
+    )
     assert whole.level is Level.CONFIDENTIAL_GPU
     assert (whole.spec.snp.tcb.snp, whole.spec.freshness) == (8, timedelta(minutes=10))
     assert whole.node_key(NODE) == NODE_KEY.public
@@ -88,8 +100,20 @@ def test_proven_follows_from_the_steps():
     assert [step.step for step in wipe_report(ok=False).failed] == ["key"]
     nothing = wipe_report().model_copy(update={"steps": ()})
     assert not nothing.proven
-    gpu = GpuWipe(uuid="GPU-1", name="x", backend="cuda", total_bytes=10, reserved_bytes=1, written_bytes=9, verified_bytes=9, mismatches=0,
-                  residue_words_before=0, local_memory_scrubbed=True, seconds=1, ok=False)  # fmt: skip
+    gpu = GpuWipe(
+        uuid="GPU-1",
+        name="x",
+        backend="cuda",
+        total_bytes=10,
+        reserved_bytes=1,
+        written_bytes=9,
+        verified_bytes=9,
+        mismatches=0,
+        residue_words_before=0,
+        local_memory_scrubbed=True,
+        seconds=1,
+        ok=False,
+    )
     assert not wipe_report().model_copy(update={"gpus": (gpu,)}).proven
 
 
@@ -105,7 +129,14 @@ def test_a_claim_of_proven_is_checked_against_the_steps():
 
 
 def certificate(*, ok=True, key=NODE_KEY, **changes):
-    known = {"lease": LEASE, "node": NODE, "documents": {"wipe": RUNNER}, "wipe": wipe_report(ok=ok), "tool_version": "0.1.0", "at": AT} | changes
+    known = {
+        "lease": LEASE,
+        "node": NODE,
+        "documents": {"wipe": RUNNER},
+        "wipe": wipe_report(ok=ok),
+        "tool_version": "0.1.0",
+        "at": AT,
+    } | changes
     return sign_envelope(build_certificate(**known), CERTIFICATE_PAYLOAD_TYPE, key)
 
 
@@ -135,8 +166,20 @@ def test_an_independent_dsse_implementation_reads_it():
 
 def test_no_gpu_claims_nothing_and_a_gpu_says_what_was_reached():
     assert "nothing is claimed" in json.loads(certificate().payload)["predicate"]["gpus"]
-    gpu = GpuWipe(uuid="GPU-1", name="H200", backend="cuda", total_bytes=100, reserved_bytes=1, written_bytes=99, verified_bytes=99, mismatches=0,
-                  residue_words_before=5, local_memory_scrubbed=True, seconds=1, ok=True)  # fmt: skip
+    gpu = GpuWipe(
+        uuid="GPU-1",
+        name="H200",
+        backend="cuda",
+        total_bytes=100,
+        reserved_bytes=1,
+        written_bytes=99,
+        verified_bytes=99,
+        mismatches=0,
+        residue_words_before=5,
+        local_memory_scrubbed=True,
+        seconds=1,
+        ok=True,
+    )
     tree = json.loads(certificate(wipe=wipe_report().model_copy(update={"gpus": (gpu,)})).payload)
     medium = tree["predicate"]["media"][1]
     assert (medium["mediaType"], medium["writtenBytes"], medium["method"]) == ("GPU memory", 99, "clear")
@@ -222,7 +265,12 @@ def test_names_contents_and_places_change_the_tree_digest(tmp_path):
 
     first = make({"a.py": "1", "b/c.py": "2"})
     assert make({"b/c.py": "2", "a.py": "1", "b/__pycache__/c.pyc": "cache"}) == first
-    others = [make({"a.py": "2", "b/c.py": "2"}), make({"a.py": "1", "c.py": "2"}), make({"a.py": "1"}), make({"a.py": "1", "b/c.py": "2", "data.yaml": ""})]
+    others = [
+        make({"a.py": "2", "b/c.py": "2"}),
+        make({"a.py": "1", "c.py": "2"}),
+        make({"a.py": "1"}),
+        make({"a.py": "1", "b/c.py": "2", "data.yaml": ""}),
+    ]
     assert len({first, *others}) == 5
 
 

@@ -21,7 +21,14 @@ PROOF = DocumentRef("sha256:" + "1" * 64, DSSE)
 def leaf(kind, number=0, *, actor=NODE, resource=LEASE, evidence=PROOF):
     at = AT + timedelta(seconds=number)
     return Leaf(
-        type=kind, occurred_at=at, recorded_at=at, actor_ref=actor, resource_ref=resource, action=kind.partition(".")[2], outcome="done", evidence=evidence
+        type=kind,
+        occurred_at=at,
+        recorded_at=at,
+        actor_ref=actor,
+        resource_ref=resource,
+        action=kind.partition(".")[2],
+        outcome="done",
+        evidence=evidence,
     )
 
 
@@ -35,7 +42,9 @@ def test_proven_ends_by_the_node_are_wipes(end):
 
 
 def test_ends_by_others_and_other_states_are_not():
-    found = history(leaf("lease.cancelled", actor=TOKEN), leaf("lease.closed", actor=OTHER_NODE), leaf("lease.wiping"), leaf("lease.running"))
+    found = history(
+        leaf("lease.cancelled", actor=TOKEN), leaf("lease.closed", actor=OTHER_NODE), leaf("lease.wiping"), leaf("lease.running")
+    )
     assert (dict(found.wipes), found.unproven) == ({}, ())
 
 

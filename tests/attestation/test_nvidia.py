@@ -58,7 +58,12 @@ def test_the_public_report_matches_its_reference(sample):
     seen = {step.step: step.seen for step in steps}
     assert seen["gpu-measurements"] == "12 of 12 match"
     assert seen["gpu-versions"] == "driver 535.86.09, VBIOS 96.00.5E.00.01"
-    assert submod.claims == {"hardware": 2, "executables": 0, "configuration": 0, "runtime-opaque": 0}  # the driver's reference is not there
+    assert submod.claims == {
+        "hardware": 2,
+        "executables": 0,
+        "configuration": 0,
+        "runtime-opaque": 0,
+    }  # the driver's reference is not there
 
 
 def test_both_references_together_make_a_confidential_gpu(sample, monkeypatch):
@@ -67,7 +72,9 @@ def test_both_references_together_make_a_confidential_gpu(sample, monkeypatch):
     real = verify_rim(RIM.read_bytes(), AT)
 
     def verified(raw, at, roots=()):
-        return Rim("GH100", "535.86.09", {13: frozenset({parse_gpu_report(sample[0]).measurements[14]})}, "test") if raw == b"driver" else real
+        return (
+            Rim("GH100", "535.86.09", {13: frozenset({parse_gpu_report(sample[0]).measurements[14]})}, "test") if raw == b"driver" else real
+        )
 
     monkeypatch.setattr(nvidia, "verify_rim", verified)
     submod, _ = check(*sample, [b"driver", b"vbios"], nonce=nonce)
@@ -98,7 +105,10 @@ def test_flipped_bytes_fail_at_their_step(sample):
 def test_flipped_bytes_of_the_chain_fail(sample):
     report, chain = sample
     for position in random.Random(3).sample(range(len(chain)), 150):
-        if chain[position : position + 1] in b"-\n ABCDEFGHIJKLMNOPQRSTUVWXYZ" and b"CERTIFICATE" in chain[max(0, position - 30) : position + 30]:
+        if (
+            chain[position : position + 1] in b"-\n ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+            and b"CERTIFICATE" in chain[max(0, position - 30) : position + 30]
+        ):
             continue  # the frame around a certificate carries nothing
         changed = chain[:position] + (b"A" if chain[position : position + 1] != b"A" else b"B") + chain[position + 1 :]
         try:
@@ -192,7 +202,13 @@ def test_any_bytes_give_a_clear_error(raw):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"<a/>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", b"<SoftwareIdentity xmlns='http://standards.iso.org/iso/19770/-2/2015/schema.xsd'/>", b"\0" * 50],
+    [
+        b"",
+        b"<a/>",
+        b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>",
+        b"<SoftwareIdentity xmlns='http://standards.iso.org/iso/19770/-2/2015/schema.xsd'/>",
+        b"\0" * 50,
+    ],
 )
 def test_other_xml_is_refused(raw):
     with pytest.raises(FormatError):
@@ -208,7 +224,9 @@ def test_a_document_type_is_refused_even_around_a_good_reference():
 def test_inside_evidence_each_gpu_has_its_own(sample):
     gpu = GpuFact(uuid="GPU-1", name="H100", memory=1)
     piece = TeeEvidence(kind="nvidia-gpu", target="GPU-1", parts={"report": b64encode(sample[0]), "chain": b64encode(sample[1])})
-    document = evidence(gpus=(gpu,), device_counts=DeviceCounts(pci=1, driver=1), previous_wipes={"node": None, "GPU-1": None}, tee=(piece,))
+    document = evidence(
+        gpus=(gpu,), device_counts=DeviceCounts(pci=1, driver=1), previous_wipes={"node": None, "GPU-1": None}, tee=(piece,)
+    )
 
     def run(rules, changed=document):
         steps = Steps("the evidence")

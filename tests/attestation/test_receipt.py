@@ -73,9 +73,15 @@ def test_a_whole_receipt_verifies_quickly(receipt):
 
 
 FIRST_FAILURE = {
-    "job": "evidence-job", "policy": "evidence-policy", "evidence": "grant-evidence", "plan": "evidence-plan", "grant": "certificate-documents",
-    "run": "certificate-documents", "wipe": "certificate-documents", "certificate": "log-closed",
-}  # fmt: skip
+    "job": "evidence-job",
+    "policy": "evidence-policy",
+    "evidence": "grant-evidence",
+    "plan": "evidence-plan",
+    "grant": "certificate-documents",
+    "run": "certificate-documents",
+    "wipe": "certificate-documents",
+    "certificate": "log-closed",
+}
 
 
 @pytest.mark.parametrize("kind", sorted(FIRST_FAILURE))

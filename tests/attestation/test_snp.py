@@ -144,7 +144,9 @@ class Maker:
         if ca:
             builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         for oid, value in extensions:
-            builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.3704.1." + oid), value), critical=False)
+            builder = builder.add_extension(
+                x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.3704.1." + oid), value), critical=False
+            )
         return builder.sign(by, hashes.SHA384(), rsa_padding=padding.PSS(padding.MGF1(hashes.SHA384()), 48))
 
     def certificate(self, product=b"Milan-B0", *, chip=b"\7" * 64, fmc=None, parts=(3, 0, 8, 115), by=None):
@@ -155,9 +157,22 @@ class Maker:
             extensions.append(("3.9", bytes([2, 1, fmc])))
         if chip:
             extensions.append(("4", chip))
-        return self._issue("CHIP", self.chip_key.public_key(), "ASK", by or self.middle_key, extensions=extensions).public_bytes(Encoding.DER)
+        return self._issue("CHIP", self.chip_key.public_key(), "ASK", by or self.middle_key, extensions=extensions).public_bytes(
+            Encoding.DER
+        )
 
-    def report(self, *, version=3, tcb=bytes([3, 0, 0, 0, 0, 0, 8, 115]), family=0x19, chip=b"\7" * 64, signer=0, policy=0x30000, vmpl=0, data=bytes(64)):
+    def report(
+        self,
+        *,
+        version=3,
+        tcb=bytes([3, 0, 0, 0, 0, 0, 8, 115]),
+        family=0x19,
+        chip=b"\7" * 64,
+        signer=0,
+        policy=0x30000,
+        vmpl=0,
+        data=bytes(64),
+    ):
         body = bytearray(0x2A0)
         body[0:4], body[8:16], body[0x30:0x34], body[0x34:0x38] = (
             version.to_bytes(4, "little"), policy.to_bytes(8, "little"), vmpl.to_bytes(4, "little"), b"\1\0\0\0",
@@ -221,7 +236,9 @@ def test_inside_evidence_it_carries_the_binding_and_makes_the_level(maker, monke
     binding = evidence().binding()
 
     def submods(data):
-        piece = TeeEvidence(kind="sev-snp", target="cpu0", parts={"report": b64encode(maker.report(data=data)), "chain": b64encode(maker.certificate())})
+        piece = TeeEvidence(
+            kind="sev-snp", target="cpu0", parts={"report": b64encode(maker.report(data=data)), "chain": b64encode(maker.certificate())}
+        )
         steps = Steps("the evidence")
         found = tee.check_tee(evidence(tee=(piece,)), tee.Submod({}, {}), rules, AT, steps)
         steps.finish()

@@ -21,8 +21,8 @@ from attestation.errors import AttestationError, FormatError, VerificationError
 from attestation.signing import b64decode
 from attestation.steps import Steps
 from attestation.verify.single import verify_single
-from attestation.verify.tpm import TpmEvidence, parse_quote, verify_tpm
 from attestation.verify.tee import tpm_evidence
+from attestation.verify.tpm import TpmEvidence, parse_quote, verify_tpm
 from tests.attestation.leases import AT
 from tests.conftest import VECTORS
 
@@ -142,15 +142,30 @@ class Tpm:
     def __init__(self, folder):
         self.folder, self.state, self.process = folder, folder / "state", None
         self.state.mkdir()
-        done = subprocess.run(["swtpm_setup", "--tpm2", "--tpmstate", str(self.state), "--createek", "--pcr-banks", "sha256", "--overwrite"],
-                              capture_output=True, timeout=60, check=False)  # fmt: skip
+        done = subprocess.run(
+            ["swtpm_setup", "--tpm2", "--tpmstate", str(self.state), "--createek", "--pcr-banks", "sha256", "--overwrite"],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
     def start(self):
         port = random.SystemRandom().randrange(20000, 40000, 2)
         self.tcti = f"swtpm:host=127.0.0.1,port={port}"
-        command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state}", "--server", f"type=tcp,port={port},bindaddr=127.0.0.1",
-                   "--ctrl", f"type=tcp,port={port + 1},bindaddr=127.0.0.1", "--flags", "not-need-init,startup-clear"]  # fmt: skip
+        command = [
+            "swtpm",
+            "socket",
+            "--tpm2",
+            "--tpmstate",
+            f"dir={self.state}",
+            "--server",
+            f"type=tcp,port={port},bindaddr=127.0.0.1",
+            "--ctrl",
+            f"type=tcp,port={port + 1},bindaddr=127.0.0.1",
+            "--flags",
+            "not-need-init,startup-clear",
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(100):
             try:
@@ -169,7 +184,9 @@ class Tpm:
     def make_key(self):
         self.tool("tpm2_createek", "-c", "ek.ctx", "-G", "ecc", "-u", "ek.pub")
         self.tool("tpm2_flushcontext", "-t")
-        self.tool("tpm2_createak", "-C", "ek.ctx", "-c", "ak.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa", "-u", "ak.pub", "-n", "ak.name")
+        self.tool(
+            "tpm2_createak", "-C", "ek.ctx", "-c", "ak.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa", "-u", "ak.pub", "-n", "ak.name"
+        )
         self.tool("tpm2_flushcontext", "-t")
         self.tool("tpm2_evictcontrol", "-C", "o", "-c", "ak.ctx", HANDLE)
         self.tool("tpm2_flushcontext", "-t")
