@@ -172,7 +172,8 @@ class Connection:
                 if start and response.status_code != 206:
                     raise ServerError("the server ignores ranges", rule="http-range", seen=str(response.status_code), wanted="206",
                                       fix="ask the operator which server answers here")  # fmt: skip
-                yield from response.iter_bytes(1024 * 1024)
+                # As they come: gathering them first would lose what arrived before a break.
+                yield from response.iter_bytes()
         except httpx.HTTPError as error:
             raise unreachable(self.base, error) from error
 

@@ -6,6 +6,7 @@ is missing fails: unknown is never pass.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from attestation.canonical import parse_json
@@ -51,7 +52,12 @@ def check_plan(raw: bytes, statement: JobStatement, steps: Steps) -> None:
 
 
 def _same(steps: Steps, name: str, seen: object, wanted: object) -> None:
-    steps.check(name, ok=seen == wanted and type(seen) is type(wanted), seen=str(seen)[:500], wanted=str(wanted)[:500], fix=_FIX)
+    # Compared as JSON texts: in Python 1 equals True, in a plan it does not.
+    steps.check(name, ok=_json(seen) == _json(wanted), seen=str(seen)[:500], wanted=str(wanted)[:500], fix=_FIX)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _environment(seen: object, wanted: dict[str, str]) -> tuple[object, object]:
@@ -64,10 +70,10 @@ def _paths(seen: object, statement: JobStatement) -> tuple[object, object]:
     """Return (path, read-only) of every folder of the host inside the container, seen and wanted: no other folder may be there."""
     spec = statement.job.spec
     inputs: list[Any] = [[item.path, True] for item in spec.inputs]
-    wanted = sorted([*inputs, [spec.output.path, False], ["/tmp", False]])  # noqa: S108  (inside the container)
+    wanted = [*inputs, [spec.output.path, False], ["/tmp", False]]  # noqa: S108  (inside the container)
     binds = seen if isinstance(seen, list) else []
-    found = [[str(bind.get("target")), bind.get("read_only") is True] for bind in binds if isinstance(bind, dict)]
-    return sorted(found), wanted
+    found = [[str(bind.get("target")), bind.get("read_only")] for bind in binds if isinstance(bind, dict)]
+    return sorted(found, key=_json), sorted(wanted, key=_json)
 
 
 def _texts(value: object) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from attestation.errors import FormatError
+from attestation.errors import AttestationError, FormatError
 from attestation.log.note import NoteVerifier
 from attestation.trust import Trust
 from policies.errors import PolicyError
@@ -51,7 +51,7 @@ def draft_trust(client: Client, level: str) -> str:
     key = client.log_key()
     try:
         origin = NoteVerifier.from_text(key).name
-    except FormatError as error:
+    except AttestationError as error:
         raise InputError("the server's log key is not a verifier key", rule="log-key", seen=key[:100], wanted="a C2SP vkey",
                          fix="ask the operator for the log's key") from error  # fmt: skip
     lines = [

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from attestation.canonical import canonical_json, sha256_digest
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
+from attestation.log.note import NoteVerifier
 from attestation.signing import Envelope, SigningKey, b64encode, sign_envelope
 from attestation.trust import Trust
 from sandbox.customer.client import Client
@@ -27,7 +28,7 @@ IMAGE = "sha256:" + "c" * 64
 POLICY = b"apiVersion: sealrig/v1\nkind: Policy\n"
 NODE = "node-" + "0b" * 16
 NODE_KEY = SigningKey(b"\x11" * 32)
-LOG_KEY = "log.example+36f3bb87+AZ6gzYMZzR3i2nS3UMbK3mMYlkYKq6wlG1RvUiOX2r3Y"
+LOG_KEY = NoteVerifier("log.example", SigningKey(b"\x33" * 32).public).text
 RUNNER = "sha256:" + "d" * 64
 
 
@@ -247,8 +248,10 @@ def plan_tree(job: JobStatement, **changes: Any) -> dict[str, Any]:
     ]
     egress = [] if spec.network == "none" else list(spec.network.egress)
     return {
-        "lease": job.lease, "image_reference": spec.image, "command": list(spec.command), "env": ["PATH=/bin", "BATCH=8"], "binds": binds,
-        "network": "egress" if egress else "none", "egress": egress, "runtime": "runc", "lease_seconds": spec.lease.duration, "read_only": True,
+        "lease": job.lease, "image_reference": spec.image, "command": list(spec.command), "env": ["PATH=/bin", "BATCH=8"],
+        "binds": binds,
+        "network": "egress" if egress else "none", "egress": egress, "runtime": "runc", "lease_seconds": spec.lease.duration,
+        "read_only": True,
         "no_new_privileges": True, "cap_drop": ["ALL"], "log_driver": "none", "ipc": "private", "pid": "", "core": 0,
     } | changes  # fmt: skip
 
@@ -259,7 +262,8 @@ def plan_bytes(job: JobStatement, **changes: Any) -> bytes:
 
 def make_evidence(job: JobStatement, envelope: Envelope, nonce: str, lease_key: LeaseKey, plan: bytes, **changes: Any) -> Evidence:
     fields = {
-        "lease": job.lease, "node": NODE, "node_key": NODE_KEY.public.text, "nonce": nonce, "lease_public_key": b64encode(lease_key.public),
+        "lease": job.lease, "node": NODE, "node_key": NODE_KEY.public.text, "nonce": nonce,
+        "lease_public_key": b64encode(lease_key.public),
         "job_digest": envelope.digest, "image": IMAGE, "policy_digest": sha256_digest(POLICY), "plan_digest": sha256_digest(plan),
         "runner_digest": RUNNER, "runner_version": "0.1.0", "previous_wipes": {"node": None}, "made_at": datetime.now(UTC),
     } | changes  # fmt: skip
