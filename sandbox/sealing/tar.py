@@ -6,9 +6,9 @@ index and the tar can never say different things.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import cache
 
-from sandbox.sealing.entries import Entry, Kind, mtime_text
+from sandbox.sealing.entries import Entry, Kind, is_utf8, mtime_text
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -16,29 +16,36 @@ END = bytes(2 * BLOCK)
 _TYPES = {Kind.FILE: b"0", Kind.LINK: b"1", Kind.SYMLINK: b"2", Kind.DIR: b"5"}
 _NAME_BYTES = 100
 _SIZE_LIMIT = 8**11
-_PAX_NAME = b"././@PaxHeader"
+_REST = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\x00" + bytes(167)
+"""From the magic to the end of a ustar header: no owner names, no device, no prefix."""
+_REST_SUM = sum(_REST) + 8 * 0x20
 
 
 def tar_header(entry: Entry) -> bytes:
     """Return everything that stands before an entry's bytes: a pax record block, then the ustar header."""
     path = entry.path + b"/" if entry.kind is Kind.DIR else entry.path
-    records = [_record(b"mtime", mtime_text(entry.mtime_ns).encode())]
-    if not (_plain(path) and _plain(entry.target)):
-        if not (_is_utf8(path) and _is_utf8(entry.target)):
-            records.append(_record(b"hdrcharset", b"BINARY"))
-        records.append(_record(b"path", path))
-        if entry.target:
-            records.append(_record(b"linkpath", entry.target))
-    if entry.size >= _SIZE_LIMIT:
-        records.append(_record(b"size", b"%d" % entry.size))
-    pax = b"".join(records)
+    target = entry.target
+    pax = _record(b"mtime", mtime_text(entry.mtime_ns).encode())
+    if not (_plain(path) and _plain(target)):
+        if not (is_utf8(path) and is_utf8(target)):
+            pax += _record(b"hdrcharset", b"BINARY")
+        pax += _record(b"path", path)
+        if target:
+            pax += _record(b"linkpath", target)
+        path, target = _ascii(path), _ascii(target)
+    size = entry.size
+    if size >= _SIZE_LIMIT:
+        pax += _record(b"size", b"%d" % size)
+        size = 0
     seconds = min(max(entry.mtime_ns // 10**9, 0), _SIZE_LIMIT - 1)
-    return (
-        _ustar(_PAX_NAME, 0o644, len(pax), 0, b"x", b"")
-        + pax
-        + bytes(-len(pax) % BLOCK)
-        + _ustar(path, entry.mode, entry.size if entry.size < _SIZE_LIMIT else 0, seconds, _TYPES[entry.kind], entry.target)
-    )
+    return _pax_header(len(pax)) + pax + bytes(-len(pax) % BLOCK) + _ustar(path, entry.mode, size, seconds, _TYPES[entry.kind], target)
+
+
+def _header_size(entry: Entry) -> int:
+    # The ordinary case without building it: one pax block, which a single short record fills, between two headers.
+    if entry.size < _SIZE_LIMIT and len(entry.path) < _NAME_BYTES and entry.path.isascii() and _plain(entry.target):
+        return 3 * BLOCK
+    return len(tar_header(entry))
 
 
 def padding(size: int) -> int:
@@ -46,44 +53,36 @@ def padding(size: int) -> int:
     return -size % BLOCK
 
 
-def tar_size(entries: Iterable[Entry]) -> int:
-    """Return the length of the whole tar."""
-    return sum(len(tar_header(entry)) + entry.size + padding(entry.size) for entry in entries) + len(END)
-
-
 def with_offset(entry: Entry, cursor: int) -> tuple[Entry, int]:
     """Return a file with the place of its bytes, its header starting at ``cursor``, and the cursor behind it."""
-    start = cursor + len(tar_header(entry))
+    start = cursor + _header_size(entry)
     if entry.kind is not Kind.FILE:
         return entry, start
-    placed = Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, start, digest=entry.digest, sparse=entry.sparse)
+    placed = Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, start, b"", entry.digest, entry.sparse)
     return placed, start + entry.size + padding(entry.size)
 
 
-def _ustar(name: bytes, mode: int, size: int, mtime: int, kind: bytes, target: bytes) -> bytes:
-    head = b"".join((
-        _cut(name), b"%07o\0" % mode, b"0000000\0", b"0000000\0", b"%011o\0" % size, b"%011o\0" % mtime,
-        b"        ", kind, _cut(target), b"ustar\x0000", bytes(64), b"0000000\0", b"0000000\0", bytes(167),
-    ))  # fmt: skip
-    return head[:148] + b"%06o\0 " % sum(head) + head[156:]
+@cache
+def _pax_header(size: int) -> bytes:
+    return _ustar(b"././@PaxHeader", 0o644, size, 0, b"x", b"")
 
 
-def _cut(name: bytes) -> bytes:
-    # What does not fit or is not ASCII stands in the pax records; this is only what a pre-2001 tar would show.
-    short = name if _plain(name) else bytes(char if 0x20 <= char < 0x7F else 0x5F for char in name)
-    return short[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+def _ustar(name: bytes, mode: int, size: int, mtime: int, kind: bytes, target: bytes) -> bytes:  # noqa: PLR0917  (the order of the fields)
+    numbers = b"%07o\x000000000\x000000000\x00%011o\x00%011o\x00" % (mode, size, mtime)
+    # The checksum is the sum of all bytes with its own field read as spaces.
+    checksum = sum(name) + sum(numbers) + sum(kind) + sum(target) + _REST_SUM
+    return b"%b%b%06o\x00 %b%b%b" % (
+        name.ljust(_NAME_BYTES, b"\0"), numbers, checksum, kind, target.ljust(_NAME_BYTES, b"\0"), _REST,
+    )  # fmt: skip
 
 
 def _plain(name: bytes) -> bool:
     return len(name) <= _NAME_BYTES and name.isascii()
 
 
-def _is_utf8(name: bytes) -> bool:
-    try:
-        name.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _ascii(name: bytes) -> bytes:
+    # The whole name stands in the pax records; this is only what a tar from before 2001 would show.
+    return bytes(char if 0x20 <= char < 0x7F else 0x5F for char in name[:_NAME_BYTES])
 
 
 def _record(key: bytes, value: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blake3 import blake3
@@ -107,7 +107,11 @@ def _lay_out(seen: Scan) -> tuple[list[Entry], int]:
 
 def _with_digests(entries: Sequence[Entry], digests: Mapping[int, bytes]) -> Iterator[Entry]:
     for number, entry in enumerate(entries):
-        yield replace(entry, digest=digests.get(number, _EMPTY)) if entry.kind is Kind.FILE else entry
+        if entry.kind is Kind.FILE:
+            digest = digests.get(number, _EMPTY)
+            yield Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, entry.offset, b"", digest, entry.sparse)
+        else:
+            yield entry
 
 
 def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output: Output, progress: Progress | None) -> dict[int, bytes]:

@@ -1,0 +1,128 @@
+"""Index lines and tar headers: one spelling, checked against a general encoder and Python's own tarfile; unsafe ones refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import pytest
+import rfc8785
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sandbox.errors import BundleError, UnsafePathError
+from sandbox.sealing.entries import Entry, Kind, Order, check_path, decode_line, encode_line, order, shown, unsafe_links
+from sandbox.sealing.tar import END, padding, tar_header, with_offset
+
+NAMES = st.one_of(st.binary(min_size=1, max_size=255), st.text(min_size=1, max_size=60).map(lambda t: t.encode("utf-8", "replace"))).filter(
+    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..") and len(name) <= 255
+)
+PATHS = st.lists(NAMES, min_size=1, max_size=4).map(b"/".join)
+TIMES = st.integers(-(10**20), 10**20)
+FILES = st.builds(Entry, PATHS, st.just(Kind.FILE), st.integers(0, 0o777), TIMES, st.integers(0, 2**50), st.integers(0, 2**50),
+                  digest=st.binary(min_size=32, max_size=32), sparse=st.booleans())  # fmt: skip
+LINKS = st.builds(Entry, PATHS, st.sampled_from([Kind.SYMLINK, Kind.LINK]), st.integers(0, 0o777), TIMES, target=PATHS)
+ENTRIES = st.one_of(FILES, LINKS, st.builds(Entry, PATHS, st.just(Kind.DIR), st.integers(0, 0o777), TIMES))
+
+
+@given(ENTRIES)
+@example(Entry('q"\\\n\x7f\u2028é'.encode(), Kind.FILE, 0, -1, digest=bytes(32)))
+def test_a_line_is_canonical_and_comes_back(entry):
+    line = encode_line(entry)
+    assert line == rfc8785.dumps(json.loads(line)) + b"\n"
+    assert decode_line(line[:-1]) == entry
+
+
+@given(ENTRIES)
+@example(Entry(b"a" * 99, Kind.DIR, 0o755, 0))
+@example(Entry(b"a" * 100, Kind.DIR, 0o755, 0))
+@example(Entry(b"a" * 100, Kind.FILE, 0o755, 1, 8**11, digest=bytes(32)))
+def test_a_tar_header_says_the_same_to_pythons_tarfile(entry):
+    raw = tar_header(entry)
+    assert with_offset(entry, 1000)[0 if entry.kind is Kind.FILE else 1] == (
+        Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, 1000 + len(raw), digest=entry.digest, sparse=entry.sparse)
+        if entry.kind is Kind.FILE else 1000 + len(raw)
+    )  # fmt: skip
+    with tarfile.open(fileobj=io.BytesIO(raw + END), mode="r:", errors="surrogateescape") as tar:
+        member = tar.next()
+    assert member is not None
+    assert member.name.encode("utf-8", "surrogateescape") == entry.path.rstrip(b"/")
+    assert member.linkname.encode("utf-8", "surrogateescape") == entry.target.rstrip(b"/")
+    assert (member.mode, member.uid, member.gid, member.size) == (entry.mode, 0, 0, entry.size)
+    assert {Kind.FILE: member.isreg(), Kind.DIR: member.isdir(), Kind.SYMLINK: member.issym(), Kind.LINK: member.islnk()}[entry.kind]
+
+
+@given(st.binary(max_size=300))
+def test_other_lines_are_refused(raw):
+    with pytest.raises(BundleError):
+        decode_line(raw)
+
+
+GOOD = Entry(b"a/b", Kind.FILE, 0o644, 1_500_000_000, 3, 1536, digest=bytes(32))
+
+
+@pytest.mark.parametrize("change", [
+    {"extra": 1}, {"mode": 0o4755}, {"mode": -1}, {"mode": "420"}, {"mode": True}, {"mtime": "1.5"}, {"mtime": "-0.000000000"}, {"mtime": "01.000000000"},
+    {"mtime": 1}, {"size": -1}, {"size": 2**51}, {"size": 1.0}, {"offset": None}, {"blake3": "00"}, {"blake3": "A" * 64}, {"sparse": False}, {"sparse": 1},
+    {"type": "fifo"}, {"type": "dir"}, {"path": ""}, {"path": "/a"}, {"path": "a/../b"}, {"path": "a//b"}, {"path": "./a"}, {"path": "a/"},
+    {"path": "a\0b"}, {"path": "x" * 256}, {"path": "y/" * 2000 + "y"}, {"path": 7}, {"pathB64": "YQ=="}, {"target": "x"},
+])  # fmt: skip
+def test_unacceptable_fields_are_refused(change):
+    tree = json.loads(encode_line(GOOD)) | change
+    with pytest.raises(BundleError):
+        decode_line(json.dumps(tree, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_text_may_not_hide_as_base64():
+    tree = json.loads(encode_line(GOOD))
+    del tree["path"]
+    tree["pathB64"] = "YQ=="
+    with pytest.raises(BundleError, match="malformed"):
+        decode_line(rfc8785.dumps(tree))
+
+
+@given(PATHS)
+def test_a_path_inside_is_accepted_and_one_outside_never(path):
+    assert check_path(path) == path
+    for bad in (b"/" + path, path + b"/", path + b"/..", b"../" + path, path + b"\0", b"./" + path):
+        with pytest.raises(UnsafePathError):
+            check_path(bad)
+
+
+@given(st.lists(PATHS, unique=True))
+def test_order_is_that_of_a_walk(paths):
+    assert sorted(paths, key=order) == sorted(paths, key=lambda path: path.split(b"/"))
+
+
+@pytest.mark.parametrize("paths", [[b"b", b"a"], [b"a", b"a"], [b"a/b"], [b"f", b"f/x"], [b"d", b"d-", b"d/x"]])
+def test_entries_out_of_order_twice_or_in_no_folder_are_refused(paths):
+    checker = Order()
+    with pytest.raises(BundleError):
+        for path in paths:
+            checker.add(Entry(path, Kind.DIR if path.startswith(b"d") else Kind.FILE, 0, 0))
+
+
+def test_hard_links_name_an_earlier_file():
+    for target in (b"b", b"dir", b"zzz"):
+        checker = Order()
+        checker.add(Entry(b"a", Kind.FILE, 0, 0))
+        with pytest.raises(BundleError):
+            checker.add(Entry(b"b", Kind.LINK, 0, 0, target=target))
+
+
+@pytest.mark.parametrize(("links", "bad"), [
+    ({b"a": b"b"}, []), ({b"d/a": b"../x"}, []), ({b"a": b"../x"}, [b"a"]), ({b"a": b"/x"}, [b"a"]), ({b"a": b"d/../../x"}, [b"a"]),
+    ({b"dot": b".", b"z": b"dot/../x"}, [b"z"]), ({b"s/up": b"..", b"z": b"s/up/../x"}, [b"z"]), ({b"a": b"b", b"b": b"/x"}, [b"a", b"b"]),
+    ({b"a": b"a"}, [b"a"]), ({b"a": b"b/c", b"b": b"d"}, []), ({b"a": b".//./b/"}, []),
+])  # fmt: skip
+def test_symlinks_are_followed_as_the_kernel_does(links, bad):
+    assert sorted(unsafe_links(links)) == bad
+
+
+def test_names_are_shown_without_control_characters():
+    assert shown(b"\x1b[2J\xff\n") == "\\x1b[2J\\\\xff\\n"
+
+
+def test_padding_fills_blocks():
+    assert [padding(size) for size in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
