@@ -12,6 +12,7 @@ from pathlib import Path
 from system import Refusal, find, install, say
 
 STAMP = "sealrig-lock"
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def ensure_environment(root: Path) -> None:
@@ -24,6 +25,9 @@ def ensure_environment(root: Path) -> None:
     say("making .venv from the lock file")
     env = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_PROJECT_ENVIRONMENT": str(root / ".venv")}
     env.pop("VIRTUAL_ENV", None)
+    if SYSTEM_CERTIFICATES.is_file():
+        # What this machine trusts, also where a company's proxy signs for the package index.
+        env.setdefault("SSL_CERT_FILE", str(SYSTEM_CERTIFICATES))
     command = [uv, "sync", "--quiet", "--frozen", "--inexact", "--all-extras", "--all-groups"]
     if not (root / ".venv" / "bin" / "python").exists():
         command += ["--python", sys.executable]
