@@ -17,7 +17,7 @@ from attestation.canonical import sha256_digest
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, DOCUMENT_KINDS, build_certificate
 from attestation.collect.runner import runner_digest
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
-from attestation.signing import sign_envelope
+from attestation.signing import Envelope, sign_envelope
 from attestation.wipe import WIPE_PAYLOAD_TYPE
 from sandbox.lifecycle import LeaseState, Outcome, end_state
 from sandbox.node.journal import Journal
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sandbox.wire import LeaseInfo
 
 _log = structlog.get_logger("sealrig.node")
+LAST = "last"
+REPORTED = "reported"
+"""Events of the journal: about to send the last report; the control plane has it."""
 LOG_SECONDS = 60.0
 """How long the last report waits for the job's last sealed output to be taken."""
 
@@ -79,25 +82,26 @@ def from_journal(node: Node, lease: str, journal: Journal) -> Ending:
     """Take up a lease that an earlier process left, however far it came. What was signed then is said again; nothing else is claimed."""
     recalled = journal.recall()
     documents = journal.documents()
-    outcome = recalled.outcome or Outcome.NODE_FAILURE
     detail = str(recalled.facts.get("detail") or "the node stopped in mid-lease")
-    verdict = Verdict(outcome, recalled.exit_code, recalled.facts.get("limit"), detail)
-    run = documents.get("run")
-    if run is None and "plan" in documents:
-        verdict = Verdict(Outcome.NODE_FAILURE, recalled.exit_code, None, detail)
-        record = RunRecord(
-            lease=lease,
-            node=node.id,
-            container=recalled.facts.get("container"),
-            image=_image(documents["plan"]),
-            plan_digest=sha256_digest(documents["plan"]),
-            ended_at=datetime.now(UTC),
-            exit_code=_exit_code(recalled.exit_code),
-            outcome=Outcome.NODE_FAILURE.value,
-        )
-        run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
     gpus = tuple(str(uuid) for uuid in recalled.facts.get("gpus") or ())
-    return Ending(lease, recalled.state, verdict, run, recalled.facts.get("result") if documents.get("run") else None, gpus)
+    if "run" in documents:
+        record = RunRecord.from_payload(Envelope.from_bytes(documents["run"]).verify(RUN_PAYLOAD_TYPE, [node.key.public]))
+        verdict = Verdict(Outcome(record.outcome), record.exit_code, record.limit, detail)
+        return Ending(lease, recalled.state, verdict, documents["run"], record.result, gpus)
+    if "plan" not in documents:
+        return Ending(lease, recalled.state, Verdict(recalled.outcome or Outcome.NODE_FAILURE, None, None, detail), None, None, gpus)
+    record = RunRecord(
+        lease=lease,
+        node=node.id,
+        container=recalled.facts.get("container"),
+        image=str(json.loads(documents["plan"])["plan"]["image_reference"]),
+        plan_digest=sha256_digest(documents["plan"]),
+        ended_at=datetime.now(UTC),
+        exit_code=_exit_code(recalled.exit_code),
+        outcome=Outcome.NODE_FAILURE.value,
+    )
+    run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
+    return Ending(lease, recalled.state, Verdict(Outcome.NODE_FAILURE, recalled.exit_code, None, detail), run, None, gpus)
 
 
 def finish(node: Node, ending: Ending, journal: Journal, reporter: Reporter, account: Account | None = None) -> bool:
@@ -162,23 +166,32 @@ def _report_end(node: Node, ending: Ending, journal: Journal, reporter: Reporter
         _log.warning("end not reported yet", lease=ending.lease, reason=reporter.refused.message if reporter.refused else "stopped")
         return
     before, outcome = _on_record(info, ending)
-    final = end_state(before, outcome, proven=report.proven)
+    journal.write(LAST, state=end_state(before, outcome, proven=report.proven), proven=report.proven, gpus=list(ending.gpus))
+    say_last(node, ending.lease, journal, reporter)
+
+
+def say_last(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bool:
+    """Send the last report as the journal has it, once or again; return False where the journal has none."""
+    last = next((event for event in reversed(journal.events()) if event["event"] == LAST), None)
     documents = journal.documents()
+    if last is None or not {"wipe", "certificate"} <= set(documents):
+        return False
     reporter.send(
-        final,
-        detail="" if report.proven else "the wipe was not proven",
+        LeaseState(last["state"]),
+        detail="" if last["proven"] else "the wipe was not proven",
         documents={"wipe": documents["wipe"], "certificate": documents["certificate"]},
     )
     if not reporter.finish():
-        _log.error("end refused", lease=ending.lease, reason=reporter.refused.message if reporter.refused else "stopped")
-        return
-    journal.write("reported", state=final)
-    if report.proven:
-        if reporter.answer is not None and reporter.answer.history and (index := reporter.answer.history[-1].log_index) is not None:
-            node.state.wiped(ending.gpus, index)
-        forget(journal)
-    else:
-        node.state.quarantine_told(ending.lease)
+        _log.error("end refused", lease=lease, reason=reporter.refused.message if reporter.refused else "stopped")
+        return True
+    journal.write(REPORTED, state=last["state"])
+    if not last["proven"]:
+        node.state.quarantine_told(lease)
+        return True
+    if reporter.answer is not None and reporter.answer.history and (index := reporter.answer.history[-1].log_index) is not None:
+        node.state.wiped([str(uuid) for uuid in last["gpus"]], index)
+    forget(journal)
+    return True
 
 
 def forget(journal: Journal) -> None:
@@ -196,7 +209,3 @@ def _on_record(info: LeaseInfo, ending: Ending) -> tuple[LeaseState, Outcome]:
 
 def _exit_code(code: int | None) -> int | None:
     return code if code is not None and -255 <= code <= 255 else None
-
-
-def _image(plan: bytes) -> str:
-    return str(json.loads(plan)["plan"]["image_reference"])

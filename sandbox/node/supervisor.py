@@ -31,7 +31,6 @@ _log = structlog.get_logger("sealrig.node")
 POLL_SECONDS = 20.0
 RETRY_SECONDS = 2.0
 STOP_SECONDS = 20.0
-REPORTED = "reported"
 
 
 class Supervisor:
@@ -169,14 +168,15 @@ class Supervisor:
         leases = set(self._node.folder.held()) | {item.lease for item in self._node.engine.containers(node=self._node.id)}
         for lease in sorted(leases):
             journal = Journal.create(self._node.folder.lease(lease))
-            if any(event["event"] == REPORTED for event in journal.events()):
+            if any(event["event"] == ending.REPORTED for event in journal.events()):
                 self._rewipe(lease, journal)
             else:
                 _log.info("taking up a lease of an earlier run", lease=lease)
                 self._start(lease, self._recover_one, journal)
 
     def _recover_one(self, lease: str, journal: Journal) -> None:
-        ending.finish(self._node, ending.from_journal(self._node, lease, journal), journal, self._reporters[lease])
+        if not ending.say_last(self._node, lease, journal, self._reporters[lease]):
+            ending.finish(self._node, ending.from_journal(self._node, lease, journal), journal, self._reporters[lease])
 
     def _rewipe(self, lease: str, journal: Journal) -> bool:
         """Try once more to wipe a lease that ended without proof. The quarantine stays until the operator lifts it."""
