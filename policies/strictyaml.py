@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 import yaml
@@ -11,6 +12,7 @@ from policies.errors import PolicyError, PolicyLimitError
 
 MAX_DEPTH = 32
 MAX_NODES = 20_000
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -33,6 +35,14 @@ class _StrictLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        # An escape such as "\\ud800" makes half a character, which cannot be written as UTF-8 and so not be signed or hashed.
+        if _HALF_CHARACTER.search(node.value):
+            raise PolicyError(f"line {node.start_mark.line + 1}: half a character (a surrogate)", rule="strict-yaml",
+                              seen=ascii(node.value)[:100], wanted="text that can be written as UTF-8",
+                              fix="write the character itself, or its 8-digit escape")  # fmt: skip
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:  # noqa: FBT001, FBT002  (PyYAML's signature)
         seen: set[str] = set()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))?(|[KMGTP]i?)")
-_DURATION = re.compile(r"(\d{1,12})(s|m|h|d)")
+_SIZE = re.compile(r"(\d{1,15})(?:\.(\d{1,3}))?(|[KMGTP]i?)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,12})(s|m|h|d)", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

@@ -147,3 +147,11 @@ def test_a_huge_file_is_refused_without_reading_it_all(tmp_path, capsys):
         file.truncate(2**40)
     code, told = call(capsys, "policy", "check", tmp_path / "huge.yaml")
     assert (code, told["error"]["code"]) == (1, "policy-too-large")
+
+
+def test_people_see_cases_and_coverage(folder, capsys):
+    assert main(["policy", "test", str(folder / "cases.yaml")]) == 0
+    told = capsys.readouterr().out
+    assert "a modest job" in told
+    assert "rules.short" in told
+    assert "1 cases, all as expected" in told

@@ -1,6 +1,8 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policies.errors import PolicyError, PolicyLimitError
 from policies.expression import SHAPE, check_expression
@@ -119,3 +121,27 @@ def test_every_known_name_can_be_evaluated():
         for path in paths(root, inside):
             source = path.replace("job.inputs.", "job.inputs[0].")
             assert check_expression(f"{source} == {source}").holds(variables)
+
+
+WORDS = [
+    "job", "node", "job.name", "job.command", "job.inputs", "x", "(", ")", "[", "]", "&&", "||", "!", "+", "==", "in", "?", ":", ",", ".",
+    "'a'", '"b"', "1", "2.5", ".all(x, ", ".exists(x, ", "size(", ".matches('a+')", ".map(x, ", "r'\\'", "has(", "true", "//", "\n", "{",
+    "}", "-", "%", "/",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=25))
+def test_any_accepted_expression_answers_or_fails_cleanly(words):
+    try:
+        expression = check_expression(" ".join(words))
+        assert expression.holds({"job": JOB, "node": {}}) in {True, False}
+    except PolicyError:
+        return
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_accepted_or_refused(source):
+    try:
+        check_expression(source)
+    except PolicyError:
+        return
