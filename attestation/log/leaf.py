@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Self
 
 from uuid_utils import uuid7
@@ -26,7 +27,7 @@ MAX_COMMITMENTS = 64
 _SLUG = r"[a-z0-9][a-z0-9._-]{0,63}"
 _REF = r"(?:server|[a-z0-9]{1,16}[:-][0-9a-f]{16,64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 _UUID7 = r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z"
+_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{3}Z"
 _DIGEST = r"[a-z0-9]{1,16}:[0-9a-f]{64}"
 _MEDIA = r"[a-z0-9][a-z0-9.+-]{0,62}/[a-z0-9][a-z0-9.+-]{0,126}"
 _COMMITMENT = rf'\{{"field":"{_SLUG}","mac":"[0-9a-f]{{64}}"\}}'
@@ -142,8 +143,8 @@ class Leaf:
         action, actor, commitments, digest, media, id_, occurred, outcome, recorded, resource, tenant, kind = match.groups()
         return cls(
             type=kind,
-            occurred_at=_parse_time("occurred_at", occurred),
-            recorded_at=_parse_time("recorded_at", recorded),
+            occurred_at=_parse_time(occurred),
+            recorded_at=_parse_time(recorded),
             actor_ref=actor,
             resource_ref=resource,
             action=action,
@@ -162,10 +163,19 @@ def new_leaf_id() -> str:
 
 def leaf_id(raw: bytes) -> bytes:
     """Return the 16-byte id of a leaf once its exact bytes fit the grammar. Raises ``LeafError``."""
-    match = _match(raw)
-    _parse_time("occurred_at", match.group(7))
-    _parse_time("recorded_at", match.group(9))
-    return bytes.fromhex(match.group(6).replace("-", ""))
+    id_, occurred, recorded = _match(raw).group(6, 7, 9)
+    _check_day(occurred[:10])
+    _check_day(recorded[:10])
+    return bytes.fromhex(id_.replace("-", ""))
+
+
+@lru_cache(maxsize=64)
+def _check_day(text: str) -> None:
+    """Refuse a day that no calendar has; the grammar sees to the time. Remembered, for most entries of a batch share their day."""
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise LeafError("a leaf's day is in no calendar", rule="leaf-day", seen=text, wanted="a calendar date") from error
 
 
 def _match(raw: bytes) -> re.Match[str]:
@@ -229,8 +239,6 @@ def _to_milliseconds(name: str, moment: datetime) -> datetime:
     return utc.replace(microsecond=utc.microsecond // 1000 * 1000)
 
 
-def _parse_time(name: str, text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError as error:
-        raise LeafError(f"a leaf's {name} is no time", rule=f"leaf-{name}", seen=text, wanted="a calendar date and time") from error
+def _parse_time(text: str) -> datetime:
+    _check_day(text[:10])
+    return datetime.fromisoformat(text)

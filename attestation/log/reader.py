@@ -6,9 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
-
-import httpx
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from attestation.log.errors import LogFetchError, NoteError, TileError
 from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note
@@ -16,6 +14,9 @@ from attestation.log.proof import TlogProof
 from attestation.log.source import FolderSource, Source, UrlSource
 from attestation.log.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, cut_bundle, split_hashes, tile_of, unpack_bundle
 from attestation.merkle import HASH_BYTES, consistency_proof, inclusion_proof, leaf_hash, perfect_root, verify_inclusion
+
+if TYPE_CHECKING:
+    import httpx
 
 CACHED_TILES = 64
 CHECKPOINT = "checkpoint"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol
-
-import httpx
+from typing import TYPE_CHECKING, Protocol
 
 from attestation.log.errors import LogFetchError
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_SECONDS = 20.0
 
@@ -43,7 +45,10 @@ class UrlSource:
     """A log behind HTTP."""
 
     def __init__(self, prefix: str, client: httpx.Client | None = None) -> None:
+        import httpx  # takes longer to load than a receipt takes to verify; whoever reads a folder does not need it
+
         self._prefix = prefix.rstrip("/")
+        self._problem = httpx.HTTPError
         self._client = client or httpx.Client(timeout=TIMEOUT_SECONDS)
 
     def read(self, path: str, limit: int) -> bytes | None:
@@ -52,14 +57,14 @@ class UrlSource:
         raw = bytearray()
         try:
             with self._client.stream("GET", url) as answer:
-                if answer.status_code == httpx.codes.NOT_FOUND:
+                if answer.status_code == HTTPStatus.NOT_FOUND:
                     return None
-                if answer.status_code != httpx.codes.OK:
+                if answer.status_code != HTTPStatus.OK:
                     raise LogFetchError(f"{url} did not answer as a log", rule="log-status", seen=str(answer.status_code), wanted="200")
                 for part in answer.iter_bytes():
                     raw += part
                     _require_bounded(path, len(raw), limit)
-        except httpx.HTTPError as error:
+        except self._problem as error:
             raise LogFetchError(
                 f"{url} does not answer",
                 rule="log-unreachable",

@@ -72,7 +72,8 @@ class Stores:
         self.entries.commit(
             self._state,
             enumerate(leaves, start=old.size),
-            ((id_, old.size + number) for number, (id_, _) in enumerate(fresh)),
+            # In order, so that the pages of the index fill up: ids of one batch are close to each other.
+            sorted((id_, old.size + number) for number, (id_, _) in enumerate(fresh)),
             forget_below=full_below(old.size),
         )
         self._sign()

@@ -33,6 +33,7 @@ from attestation.signing import SigningKey
 
 MAX_BATCH = 4096
 MAX_BATCH_BYTES = 16 * 1024 * 1024
+GATHER_SECONDS = 0.002
 
 Cosign = Callable[[str, int], Sequence[str]]
 """Takes a signed checkpoint and the size before; returns witnesses' signature lines. Raises ``QuorumError``."""
@@ -55,6 +56,7 @@ class LogWriter:
         self._held = _hold(data / "log-state")
         self._queue: list[_Request] = []
         self._wake = threading.Condition()
+        self._crowd, self._idle = 0, False
         self._closed = False
         self._fenced: LogFencedError | None = None
         self._stores: Stores | None = None
@@ -91,7 +93,8 @@ class LogWriter:
             if self._closed:
                 raise LogStoreError("the log is closed", rule="log-closed", seen="closed", wanted="open")
             self._queue.append(request)
-            self._wake.notify()
+            if self._idle:
+                self._wake.notify()
         return request.done.result()
 
     def checkpoint(self) -> str:
@@ -139,8 +142,11 @@ class LogWriter:
     def _take(self) -> list[_Request]:
         """Wait for requests; return as many as fit one commit, none once closed."""
         with self._wake:
+            self._idle = True
             while not self._queue and not self._closed:
                 self._wake.wait()
+            self._idle = False
+            self._gather()
             count = leaves = size = 0
             for request in self._queue:
                 leaves, size = leaves + len(request.leaves), size + request.size
@@ -148,7 +154,15 @@ class LogWriter:
                     break
                 count += 1
             batch, self._queue = self._queue[:count], self._queue[count:]
+            self._crowd = count
             return batch
+
+    def _gather(self) -> None:
+        """Wait a moment for callers that the last commit woke, as long as they keep coming: they fit into this commit."""
+        waiting = 0
+        while waiting < len(self._queue) < self._crowd and not self._closed:
+            waiting = len(self._queue)
+            self._wake.wait(GATHER_SECONDS)
 
     def _append(self, stores: Stores, batch: list[_Request]) -> None:
         placing = _Placing(stores, [each for request in batch for each in request.ids])

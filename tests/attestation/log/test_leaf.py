@@ -101,7 +101,9 @@ def _edit(**fields: object) -> bytes:
         (_edit(evidence="x"), "leaf-evidence"),
         (_edit(action=7), "leaf-action"),
         (_edit(commitments={}), "leaf-commitments"),
-        (_edit(occurred_at="2026-13-45T00:00:00.000Z"), "leaf-occurred_at"),
+        (_edit(occurred_at="2026-02-30T00:00:00.000Z"), "leaf-day"),
+        (_edit(recorded_at="0000-01-01T00:00:00.000Z"), "leaf-day"),
+        (_edit(recorded_at="2026-01-01T24:00:00.000Z"), "leaf-recorded_at"),
         (LEAF.to_bytes() + b"\n", "leaf-canonical"),
         (LEAF.to_bytes().replace(b":", b": ", 1), "leaf-canonical"),
         (LEAF.to_bytes().replace(b'"v":1', b'"v":1,"v":1'), "leaf-json"),
@@ -113,3 +115,8 @@ def test_other_bytes_are_refused_by_name(raw: bytes, rule: str) -> None:
     with pytest.raises(LeafError) as caught:
         Leaf.from_bytes(raw)
     assert caught.value.details["rule"] == rule
+
+
+def test_a_leaf_s_id_is_not_given_for_a_day_that_is_none() -> None:
+    with pytest.raises(LeafError):
+        leaf_id(_edit(recorded_at="2026-02-30T00:00:00.000Z"))

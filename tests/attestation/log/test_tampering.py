@@ -420,7 +420,7 @@ def leaf_with_a_random_id(log: Path) -> None:
     with_leaf(log, changed_leaf(id="936da01f-9abd-4d9d-80c7-02af85c822a8"))
 
 
-@row("leaf-occurred_at")
+@row("leaf-day")
 def leaf_of_no_day(log: Path) -> None:
     with_leaf(log, changed_leaf(occurred_at="2026-02-30T00:00:00.000Z"))
 
