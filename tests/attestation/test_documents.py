@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from attestation.appraisal import Level, Submod, level_of
 from attestation.canonical import canonical_json
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, Certificate, build_certificate, verify_certificate
+from attestation.collect import collect
 from attestation.collect.runner import PACKAGES, package_root, runner_digest, tree_digest
 from attestation.errors import AttestationError, FormatError, SignatureError, VerificationError
 from attestation.grant import Grant, grant_info
@@ -20,9 +23,24 @@ from attestation.run import RunRecord
 from attestation.signing import Envelope, sign_envelope
 from attestation.steps import Steps
 from attestation.trust import Trust
+from attestation.verify import verify_evidence
 from attestation.verify.certificates import packaged_roots
 from attestation.wipe import GpuWipe, WipeReport
-from tests.attestation.leases import AT, IMAGE, LEASE, NODE, NODE_KEY, OTHER_KEY, RUNNER, documents, trust, trust_tree, wipe_report
+from tests.attestation.leases import (
+    AT,
+    IMAGE,
+    LEASE,
+    NODE,
+    NODE_KEY,
+    OTHER_KEY,
+    RUNNER,
+    documents,
+    evidence,
+    expected,
+    trust,
+    trust_tree,
+    wipe_report,
+)
 
 # ---- trust file
 
@@ -340,3 +358,21 @@ def test_packaged_roots_are_the_pinned_ones(name):
     from cryptography.hazmat.primitives import hashes
 
     assert tuple(root.fingerprint(hashes.SHA256()).hex()[:16] for root in packaged_roots(name)) == ROOTS[name]
+
+
+# ---- documentation
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "attestation.md"
+
+
+def test_the_trust_file_in_the_documentation_is_accepted():
+    example = PAGE.read_text().split("```yaml\n")[1].split("```")[0]
+    assert Trust.from_tree(yaml.safe_load(example)).level is Level.SOFTWARE
+
+
+def test_the_documentation_names_every_step_of_verification():
+    page = PAGE.read_text()
+    envelope = collect(evidence(), NODE_KEY)
+    for step in verify_evidence(envelope, trust=trust(), expected=expected(), at=AT).steps:
+        name = step.step.partition("-")[0] if step.step.startswith("interlock") else step.step
+        assert f"`{name}" in page or step.step == "tee-targets", step.step
