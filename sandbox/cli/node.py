@@ -87,7 +87,7 @@ def attest(data: DataOption = _DEFAULT_DATA) -> None:
         "engine": node.facts.engine,
         "isolation": node.facts.isolation,
         "scratch": node.facts.scratch,
-        "posture": [fact.model_dump(mode="json") for fact in node.posture],
+        "posture": [fact.model_dump(mode="json") for fact in node.posture()],
         "capacity": capacity.model_dump(mode="json"),
         "quarantine": [{"lease": row.lease, "reason": row.reason} for row in node.state.quarantine],
         "previous_wipes": node.state.previous_wipes(gpu.uuid for gpu in node.gpus.inventory.gpus),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from attestation.evidence import PostureFact
     from attestation.signing import SigningKey
@@ -34,11 +34,16 @@ class Node:
     gpus: GpuPool
     gpu_wiper: GpuWiper
     facts: NodeFacts
-    posture: tuple[PostureFact, ...]
+    posture: Callable[[], tuple[PostureFact, ...]]
+    """Examines the host anew: swap may have been switched on since the node started."""
     seccomp: str
     apparmor: str
     _fetching: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def facts_now(self) -> NodeFacts:
+        """Return the facts that policies see, with the posture of this moment."""
+        return self.facts.model_copy(update={"posture": {fact.id: fact.result for fact in self.posture()}})
 
     @contextmanager
     def fetching(self, bundle: str) -> Iterator[None]:

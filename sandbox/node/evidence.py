@@ -38,7 +38,7 @@ def make(
         plan_digest=plan.digest,
         runner_digest=digest,
         runner_version=version,
-        posture=node.posture,
+        posture=node.posture(),
         gpus=gpus,
         device_counts=DeviceCounts(pci=inventory.on_bus, driver=len(inventory.gpus)),
         previous_wipes=node.state.previous_wipes(leased),

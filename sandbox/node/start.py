@@ -56,7 +56,6 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     facts = engine.facts()
     found = inventory()
     isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
-    posture = posture_facts(facts)
     kinds = available_kinds()
     confinement, why = profile_for_jobs(engine_confines=facts.apparmor)
     _log.info("apparmor", profile=confinement or "none", why=why)
@@ -72,13 +71,12 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         facts=NodeFacts(
             node=settings.id,
             level=0,
-            posture={fact.id: fact.result for fact in posture},
             isolation=isolation,
             scratch=kinds,
             gpus=tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in found.gpus),
             engine={"version": facts.version, "api": facts.api_version, "cgroup": facts.cgroup_version},
         ),
-        posture=posture,
+        posture=lambda: posture_facts(engine.facts()),
         seccomp=shipped_profile(),
         apparmor=confinement,
     )

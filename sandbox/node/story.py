@@ -193,7 +193,7 @@ def place(story: Story) -> Placed:
             wanted=statement.policy_digest,
             fix="submit the job again under the current policy",
         )
-    decision = evaluate(policy, launch_request(statement, statement.tenant), story.node.facts)
+    decision = evaluate(policy, launch_request(statement, statement.tenant), story.node.facts_now())
     if not decision.allowed:
         reasons = "; ".join(f"{reason.rule}: seen {reason.seen}, wanted {reason.wanted}" for reason in decision.reasons)
         raise Ended(Verdict(Outcome.DENIED, None, None, f"the policy says no on this node: {reasons}"))
