@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from attestation.signing import VerifyKey
 from sandbox.errors import InputError, LimitError, NotFoundError, WrongKeyError
-from sandbox.sealing.algorithms import STREAM_HEADER_BYTES, TAG_BYTES
+from sandbox.sealing.algorithms import STREAM_HEADER_BYTES
 from sandbox.sealing.entries import Entry, Kind, shown
 from sandbox.sealing.format import MAX_HEADER_BYTES, Header, read_header
 from sandbox.sealing.index import read_index
 from sandbox.sealing.keys import DataKey, Identity
+from sandbox.sealing.segments import SegmentCache
 from sandbox.sealing.source import Source
 from sandbox.sealing.stream import Stream, iterate_stream, plain_size, segment_at
-
-_CACHED_SEGMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,12 @@ class BundleReader:
         *,
         signers: Collection[VerifyKey] | None = None,
         limits: Limits | None = None,
+        cached: int = 4,
+        ahead: int = 0,
     ) -> None:
         """Read and check the header; ``signers`` of None accepts any signer, who can be read from ``header.signer``.
+
+        ``cached`` segments of 1 MiB are kept decrypted, and ``ahead`` are decrypted in the background on sequential reading.
 
         Raises ``BundleError`` (not a bundle, damaged), ``WrongKeyError``, and what the source raises.
         """
@@ -77,7 +79,7 @@ class BundleReader:
             self._key, source.read_at(offset, STREAM_HEADER_BYTES), self.header.payload_aad, plain_size(self.header.payload_size)
         )
         self._entries: dict[bytes, Entry] | None = None
-        self._segments: OrderedDict[int, bytes] = OrderedDict()
+        self._segments = SegmentCache(self.payload, lambda at, length: source.read_at(offset + at, length), capacity=cached, ahead=ahead)
         self._lock = threading.Lock()
 
     def entries(self) -> dict[bytes, Entry]:
@@ -114,20 +116,11 @@ class BundleReader:
 
     def segment(self, index: int) -> bytes:
         """Return the plaintext of one segment of the payload. Raises ``BundleTamperedError`` if it does not verify."""
-        with self._lock:
-            found = self._segments.get(index)
-            if found is not None:
-                self._segments.move_to_end(index)
-                return found
-        low, high = self.payload.sealed_span(index)
-        out = bytearray(high - low - TAG_BYTES)
-        self.payload.open_segment(index, self._source.read_at(self.header.payload_offset + low, high - low), memoryview(out))
-        plain = bytes(out)
-        with self._lock:
-            self._segments[index] = plain
-            if len(self._segments) > _CACHED_SEGMENTS:
-                self._segments.popitem(last=False)
-        return plain
+        return self._segments.get(index)
+
+    def close(self) -> None:
+        """Forget decrypted segments; the source stays the caller's to close."""
+        self._segments.close()
 
     def _pieces(self, position: int, stop: int) -> Iterator[bytes]:
         while position < stop:
