@@ -29,6 +29,7 @@ _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e
 _NO_SWAP = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 
 BARE_VM_V1 = {
+    "/proc/crypto": "name         : xts(aes)\ndriver       : xts(ecb(aes-fixed-time))\n\nname         : aes\ndriver       : aes-generic\n",
     "/proc/swaps": _NO_SWAP,
     "/proc/meminfo": "MemTotal:       24684092 kB\nSwapTotal:             0 kB\n",
     "/proc/cmdline": "mitigations=auto,no_guest_host console=ttyS0 quiet reboot=k panic=1 nomodule random.trust_cpu=1 swiotlb=noforce\n",
@@ -63,6 +64,7 @@ BARE_VM_V1_TOOLS = {
 }
 
 UBUNTU_2404 = {
+    "/proc/crypto": "name         : xts(aes)\ndriver       : xts-aes-vaes-avx10_512\nmodule       : aesni_intel\n",
     "/proc/swaps": f"{_NO_SWAP}/swap.img                               file\t\t8388604\t\t0\t\t-2\n",
     "/proc/modules": "zram 32768 0 - Live 0x0000000000000000\n",
     "/proc/cmdline": "BOOT_IMAGE=/vmlinuz-6.8.0-48-generic root=/dev/mapper/ubuntu--vg-ubuntu--lv ro quiet splash\n",
@@ -108,6 +110,7 @@ UBUNTU_2404 = {
 UBUNTU_2404_TOOLS = {"runc --version": "runc version 1.3.3-0ubuntu1~24.04.2\nspec: 1.2.1\ngo: go1.22.2\nlibseccomp: 2.5.5"}
 
 RHEL_9 = {
+    "/proc/crypto": "name         : sha256\ndriver       : sha256-generic\n",
     "/proc/swaps": f"{_NO_SWAP}/dev/dm-1                               partition\t8126460\t0\t-2\n",
     "/proc/modules": "xfs 1 0 - Live 0x0\n",
     "/proc/cmdline": "BOOT_IMAGE=(hd0,gpt2)/vmlinuz-5.14.0-503.el9.x86_64 root=/dev/mapper/rhel-root ro crashkernel=1G-2G:192M quiet\n",

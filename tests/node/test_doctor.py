@@ -40,7 +40,8 @@ def test_a_captured_micro_vm_with_cgroup_v1(tmp_path):
         checks, swap_off="pass", zswap_off="pass", zram_off="pass", hibernation_off="pass", core_pattern="pass", suid_dumpable="pass",
         init_on_alloc="fail", init_on_free="fail", ptrace_scope="fail", unprivileged_userns="fail", unprivileged_bpf="pass",
         dmesg_restrict="pass", kptr_restrict="fail", perf_event_paranoid="pass", address_randomisation="pass", cpu_mitigations="fail",
-        smt_off="pass", mandatory_access_control="fail", cgroup_limits="pass", aes_instructions="pass", secure_boot="fail",
+        smt_off="pass", mandatory_access_control="fail", cgroup_limits="pass", aes_instructions="pass", kernel_aes="fail",
+        secure_boot="fail",
         lockdown="unknown", module_signatures="pass", kexec_disabled="pass", kernel_taint="pass", kernel_cmdline="pass",
         iommu_strict="fail", runc_version="unknown", engine_answers="pass", engine_seccomp="pass", engine_cgroup="pass",
         version_floors_age="pass",
@@ -54,7 +55,8 @@ def test_ubuntu_24_04_with_cgroup_v2(tmp_path):
     expect(
         checks, swap_off="fail", zram_off="fail", hibernation_off="fail", core_pattern="fail", suid_dumpable="fail", init_on_alloc="pass",
         init_on_free="fail", ptrace_scope="pass", unprivileged_userns="pass", cpu_mitigations="pass", smt_off="fail",
-        mandatory_access_control="pass", cgroup_limits="pass", secure_boot="pass", lockdown="pass", module_signatures="fail",
+        mandatory_access_control="pass", cgroup_limits="pass", kernel_aes="pass",
+        secure_boot="pass", lockdown="pass", module_signatures="fail",
         kexec_disabled="fail", iommu_strict="fail", runc_version="unknown",
     )  # fmt: skip
     assert checks["iommu-strict"].seen == "2 DMA-FQ"
@@ -67,7 +69,7 @@ def test_rhel_9(tmp_path):
     expect(
         checks, swap_off="fail", zswap_off="pass", hibernation_off="pass", core_pattern="fail", dmesg_restrict="fail", ptrace_scope="fail",
         mandatory_access_control="pass", secure_boot="fail", lockdown="fail", module_signatures="pass", iommu_strict="fail",
-        cpu_mitigations="unknown", smt_off="pass", init_on_alloc="fail", runc_version="unknown",
+        cpu_mitigations="unknown", kernel_aes="unknown", smt_off="pass", init_on_alloc="fail", runc_version="unknown",
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sandbox.node.doctor.check import Check, judged, unknown
 from sandbox.node.doctor.host import Host
@@ -123,6 +123,28 @@ def aes_instructions(host: Host) -> Check:
     return judged("aes-instructions", "aes" in flags, "aes" if "aes" in flags else "no aes", wanted, fix)
 
 
+def kernel_aes(host: Host) -> Check:
+    """Check that the kernel encrypts disks with the processor's instructions, not in software."""
+    name, wanted = "kernel-aes", "a driver that uses the processor (aesni, vaes, ce)"
+    fix = "load aesni_intel (or aes_ce), or boot a kernel that has it; scratch on disk is slow without"
+    text = host.text("/proc/crypto")
+    if text is None:
+        return unknown(name, "cannot be read", wanted, fix)
+    entries = [dict(_fields(block)) for block in text.split("\n\n")]
+    drivers = [entry.get("driver", "") for entry in entries if entry.get("name") == "xts(aes)"]
+    if not drivers:
+        return unknown(name, "xts(aes) is not in use yet, so the kernel does not tell", wanted, fix)
+    fast = [driver for driver in drivers if any(word in driver for word in ("aesni", "vaes", "-ce", "avx"))]
+    return judged(name, bool(fast), ", ".join(fast or drivers), wanted, fix)
+
+
+def _fields(block: str) -> Iterator[tuple[str, str]]:
+    for line in block.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            yield key.strip(), value.strip()
+
+
 CHECKS: dict[str, Callable[[Host], Check | None]] = {
     "ptrace-scope": ptrace_scope,
     "unprivileged-userns": unprivileged_userns,
@@ -137,4 +159,5 @@ CHECKS: dict[str, Callable[[Host], Check | None]] = {
     "mandatory-access-control": mandatory_access_control,
     "cgroup-limits": cgroup_limits,
     "aes-instructions": aes_instructions,
+    "kernel-aes": kernel_aes,
 }

@@ -82,7 +82,8 @@ def module_origin(host: Host) -> Check | None:
     taint = host.text("/sys/module/nvidia/taint")
     if taint is None:
         return unknown(name, "the module is not loaded", wanted, "load NVIDIA's driver")
-    return judged(name, not {"E", "F"} & set(taint), f"taint {taint or 'none'}", wanted, fix)
+    signer = host.output("modinfo", "-F", "signer", "nvidia") or "not told"
+    return judged(name, not {"E", "F"} & set(taint), f"taint {taint or 'none'}, signer {signer}", wanted, fix)
 
 
 def _equals(host: Host, name: str, parameter: str, option: str) -> Check | None:
