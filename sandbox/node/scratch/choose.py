@@ -26,8 +26,8 @@ def scratch_of(kind: ScratchKind) -> Scratch:
 
 
 def all_kinds() -> tuple[Scratch, ...]:
-    """Return every kind, for ending what a crash left when its journal does not say which it was."""
-    return tuple(scratch_of(kind) for kind in KINDS)
+    """Return every kind, keys first, for ending what a crash left when its journal does not say which it was."""
+    return tuple(scratch_of(kind) for kind in reversed(KINDS))
 
 
 def available_kinds() -> tuple[ScratchKind, ...]:

@@ -64,7 +64,7 @@ class FscryptScratch:
     def destroy(self, folder: LeaseFolder) -> Iterator[base.Proof]:
         """Take the key from the kernel, unmount, and remove the loop device and the file; each step with proof."""
         root = folder.scratch.resolve()
-        mounted = any(item.point == root for item in kernel.mounts_under(folder.data))
+        mounted = any(item.point == root and item.kind == "ext4" for item in kernel.mounts_under(folder.data))
         if mounted:
             yield from base.unmount_all(folder, keep=root)
         yield _key_proof(folder, mounted=mounted)
