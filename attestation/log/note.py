@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -268,10 +268,15 @@ def open_checkpoint(raw: bytes | str, verifiers: Iterable[NoteVerifier], *, orig
     return checkpoint, note
 
 
+def sign_note(text: str, name: str, keys: Sequence[SigningKey]) -> Note:
+    """Return text signed by keys of one name."""
+    check_name(name)
+    return Note(text, tuple(NoteSignature(name, _key_id(name, ED25519, key.public.raw), key.sign(text.encode())) for key in keys))
+
+
 def sign_checkpoint(checkpoint: Checkpoint, name: str, key: SigningKey) -> Note:
     """Return the checkpoint signed by a log."""
-    check_name(name)
-    return Note(checkpoint.text, (NoteSignature(name, _key_id(name, ED25519, key.public.raw), key.sign(checkpoint.text.encode())),))
+    return sign_note(checkpoint.text, name, (key,))
 
 
 def cosign(text: str, name: str, key: SigningKey, at: int) -> NoteSignature:

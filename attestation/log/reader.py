@@ -12,7 +12,7 @@ from attestation.log.errors import LogFetchError, NoteError, TileError
 from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note
 from attestation.log.proof import TlogProof
 from attestation.log.source import FolderSource, Source, UrlSource
-from attestation.log.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, cut_bundle, split_hashes, tile_of, unpack_bundle
+from attestation.log.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, cut_bundle, rotation_path, split_hashes, tile_of, unpack_bundle
 from attestation.merkle import HASH_BYTES, consistency_proof, inclusion_proof, leaf_hash, perfect_root, verify_inclusion
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class LogReader:
     def vkey(self) -> str:
         """Return the key that the log says is its own: a hint for people, never a basis for trust."""
         return self._need("vkey", 1024).decode("utf-8", errors="replace").strip()
+
+    def rotation(self, number: int) -> str | None:
+        """Return the note by which the log's key was exchanged for the ``number``-th time (from 1), or None. Not proven yet."""
+        raw = self._source.read(rotation_path(number), MAX_NOTE_BYTES)
+        return None if raw is None else raw.decode("utf-8", errors="replace")
 
     def hashes(self, level: int, index: int, size: int) -> list[bytes]:
         """Return a tile's hashes as they stand in the tree of ``size`` leaves. Raises ``TileError`` or ``LogFetchError``."""

@@ -10,7 +10,7 @@ from attestation.log.errors import LogStoreError
 from attestation.log.files import PublicFolder, sync_folder
 from attestation.log.note import Checkpoint, Note, NoteVerifier, open_checkpoint, sign_checkpoint
 from attestation.log.store import EntryStore, Head, LockStore, TreeState
-from attestation.log.tiles import TILE_WIDTH, Tile, split_hashes
+from attestation.log.tiles import TILE_WIDTH, Tile, rotation_path, split_hashes
 from attestation.log.tree import Growth, full_below
 from attestation.merkle import EMPTY_ROOT, leaf_hash
 from attestation.signing import SigningKey
@@ -78,6 +78,19 @@ class Stores:
         )
         self._sign()
         self._publish(files)
+
+    def rotate(self, key: SigningKey, fresh: tuple[bytes, bytes], statement: str) -> None:
+        """Log the leaf ``fresh`` under the old key, then hand the log over to ``key``; ``statement`` is the note of both.
+
+        The swap in the lock store decides: before it the old key goes on, after it only the new one.
+        """
+        self.commit([fresh])
+        self._signer = _Signer(self._signer.origin, key)
+        note = self._signer.sign(self._state.size, self._state.root)
+        new = replace(self._head, note=note.whole, vkey=self._signer.vkey)
+        self._lock.swap(self._head, new, rotation=statement)
+        self._head = new
+        self._publish({})
 
     def replay(self) -> None:
         """Bring an opened log to the state that its entry store holds. Raises ``LogStoreError`` where the stores contradict each other."""
@@ -155,6 +168,7 @@ class Stores:
 
     def _publish(self, files: dict[str, bytes]) -> None:
         self._folder.write(files)
+        self._folder.write({rotation_path(number): text.encode() for number, text in enumerate(self._lock.rotations(), start=1)})
         note = self._head.note
         if self._cosign is not None:
             note += "".join(self._cosign(note, self.published.size))

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS state (
 """
 _LOCK = """
 CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, note TEXT NOT NULL, vkey TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rotation (number INTEGER PRIMARY KEY, note TEXT NOT NULL);
 """
 
 
@@ -155,8 +156,15 @@ class LockStore:
         with _transaction(self._base):
             self._base.execute("INSERT INTO head VALUES (1, ?, ?, ?)", (head.epoch, head.note, head.vkey))
 
-    def swap(self, old: Head, new: Head) -> None:
-        """Exchange ``old`` for ``new``, durably. Raises ``LogFencedError`` if the store holds anything else."""
+    def rotations(self) -> list[str]:
+        """Return the notes by which this log's keys were exchanged, oldest first."""
+        return [note for (note,) in self._base.execute("SELECT note FROM rotation ORDER BY number")]
+
+    def swap(self, old: Head, new: Head, *, rotation: str | None = None) -> None:
+        """Exchange ``old`` for ``new``, durably, with the note that hands over to another key.
+
+        Raises ``LogFencedError`` if the store holds anything else.
+        """
         with _transaction(self._base):
             row = self._base.execute(
                 "UPDATE head SET epoch = ?, note = ?, vkey = ? WHERE epoch = ? AND note = ? AND vkey = ? RETURNING one",
@@ -171,6 +179,8 @@ class LockStore:
                     wanted=f"epoch {old.epoch}",
                     fix="stop this process; the other one is the log's writer now",
                 )
+            if rotation is not None:
+                self._base.execute("INSERT INTO rotation (note) VALUES (?)", (rotation,))
 
     def while_owner(self, epoch: int, publish: Callable[[], None]) -> None:
         """Run ``publish`` while this writer is the owner and nobody can take over. Raises ``LogFencedError``."""

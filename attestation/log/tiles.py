@@ -42,6 +42,11 @@ class Tile:
         return MAX_BUNDLE_BYTES if self.level is None else self.width * HASH_BYTES
 
 
+def rotation_path(number: int) -> str:
+    """Return where the note stands by which the log's key was exchanged for the ``number``-th time (from 1)."""
+    return f"keys/{number}"
+
+
 def _number(index: int) -> str:
     parts = [f"{index % 1000:03d}"]
     while index := index // 1000:

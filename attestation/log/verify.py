@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from attestation.log.errors import LeafError, TileError
 from attestation.log.history import require_extends
+from attestation.log.keychain import KeyChain
 from attestation.log.leaf import leaf_id
-from attestation.log.note import Checkpoint, NoteVerifier, open_checkpoint
+from attestation.log.note import Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
 from attestation.log.tiles import TILE_WIDTH, Edge
 from attestation.merkle import leaf_hash
@@ -39,13 +40,14 @@ def verify_log(
 
     1. the checkpoint is a signed note by a trusted key, of the log that the key names;
     2. it extends ``held``; 3. every entry is a leaf, and no id stands twice; 4. every entry hashes to its place in the lowest tiles;
-    5. every tile above follows from the ones below; 6. the root is the signed one.
+    5. every tile above follows from the ones below; 6. the root is the signed one; 7. every exchange of the log's key is in the log.
     Raises ``NoteError``, ``NoteSignatureError``, ``CheckpointError`` (1), ``ForkError``, ``HistoryError`` (2), ``LeafError`` (3),
     ``TileError`` (4-6), ``LogFetchError``. Memory stays bounded: 8 bytes an entry and one bundle.
     """
-    keys = _keys(log_keys)
+    chain = KeyChain.follow(reader, _keys(log_keys))
+    keys = chain.keys
     note = reader.checkpoint()
-    checkpoint, signed = open_checkpoint(note, keys)  # 1
+    checkpoint, signed = chain.open(note)  # 1
     if held is not None:
         require_extends(reader, held, note, keys)  # 2
     edge = Edge()
@@ -62,6 +64,7 @@ def verify_log(
     if edge.root() != checkpoint.root:  # 6
         raise TileError("the tiles lead to another root", rule="tile-root", seen=edge.root().hex(), wanted=checkpoint.root.hex())
     _require_unique(reader, checkpoint.size, ids)
+    chain.require_logged(reader, checkpoint.size)  # 7
     proven = signed.verify(keys)
     return LogCheck(checkpoint, note, tuple((verifier.name, moment) for verifier, moment in proven.items()))
 

@@ -53,7 +53,7 @@ class LogWriter:
     def __init__(self, data: Path, origin: str, key: SigningKey, lock: Path, cosign: Cosign | None) -> None:
         """Use ``open``."""
         self._data, self._origin, self._key, self._lock_path, self._cosign = data, origin, key, lock, cosign
-        self._held = _hold(data / "log-state")
+        self._held = hold(data / "log-state")
         self._queue: list[_Request] = []
         self._wake = threading.Condition()
         self._crowd, self._idle = 0, False
@@ -63,7 +63,7 @@ class LogWriter:
         try:
             self._stores = self._open_stores()
         except BaseException:
-            os.close(self._held)
+            self._held.close()
             raise
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -116,7 +116,7 @@ class LogWriter:
         self._thread.join()
         if self._stores is not None:
             self._stores.close()
-        os.close(self._held)
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self
@@ -237,8 +237,19 @@ def _store_error(error: Exception) -> LogStoreError:
     )
 
 
-def _hold(folder: Path) -> int:
-    """Take the writer's file lock; it ends with the process. Raises ``LogLockedError``."""
+class Held:
+    """The writer's file lock; it ends with the process, or with ``close``."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._fd)
+
+
+def hold(folder: Path) -> Held:
+    """Take the writer's file lock. Raises ``LogLockedError``."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(folder / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -252,4 +263,4 @@ def _hold(folder: Path) -> int:
             wanted="one writer",
             fix="stop the other process, or use the running server's address",
         ) from error
-    return fd
+    return Held(fd)
