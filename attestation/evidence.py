@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from attestation.canonical import bind, canonical_json
 from attestation.document import Base64, Count, Document, ImageRef, LeaseId, Moment, Name, NodeId, Nonce, Part, Sha256, Text
@@ -19,6 +19,7 @@ MAX_POSTURE = 256
 MAX_TEE = 130
 """Pieces of hardware evidence: a TPM, a CPU report and one report a GPU, with room."""
 
+RESERVED_TARGETS = frozenset({"node", "cpu0"})
 _BINDING_DOMAIN = "sealrig/evidence/v1"
 KeyText = Annotated[str, StringConstraints(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
 WipeTarget = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
@@ -44,6 +45,14 @@ class GpuFact(Part):
     pci: Text = ""
     driver: Text = ""
     vbios: Text = ""
+
+    @field_validator("uuid")
+    @classmethod
+    def _own_name(cls, uuid: str) -> str:
+        if uuid in RESERVED_TARGETS:
+            msg = f"a GPU cannot be called {uuid}"
+            raise ValueError(msg)
+        return uuid
 
 
 class DeviceCounts(Part):

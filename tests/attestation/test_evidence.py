@@ -111,3 +111,10 @@ def test_a_changed_byte_never_reads_back_as_the_same(position, value):
 def test_a_time_without_a_zone_is_refused():
     with pytest.raises(ValidationError, match="zone"):
         evidence(made_at=AT.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize("name", ["node", "cpu0", "", "GPU 1", "-"])
+def test_a_gpu_has_a_name_of_its_own(name):
+    """A GPU called ``node`` would share the node's place in the interlock."""
+    with pytest.raises(ValidationError):
+        GpuFact(uuid=name, name="x", memory=1)
