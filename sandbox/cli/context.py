@@ -52,7 +52,7 @@ def client(server: str | None, *, needs_token: bool = True) -> Iterator[Client]:
     if needs_token and not settings.token:
         raise UsageError("there is no token", rule="token", seen="nothing", wanted="SEALRIG_TOKEN or a token in the config file",
                          fix=f"sealrig config login {address}")  # fmt: skip
-    with Client(address, settings.token) as opened:
+    with Client(address, settings.token, waiting=console().say) as opened:
         yield opened
 
 

@@ -10,7 +10,6 @@ import typer
 
 from sandbox.cli.console import console, shown
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, TrustOption, client, identity, state, trust_file
-from sandbox.config import load_settings
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome
 
 if TYPE_CHECKING:
@@ -111,9 +110,8 @@ def results(
 
     out = console()
     me = identity(key, passphrase_file)
-    accepted = trust_file(trust) if trust is not None or load_settings().trust is not None else None
     with client(server) as control, out.progress("fetching") as progress:
-        digest, opened = open_results(control, me, state(), checked(lease), dest, trust=accepted, progress=progress)
+        digest, opened = open_results(control, me, state(), checked(lease), dest, trust=lambda: trust_file(trust), progress=progress)
     document = {"lease": lease, "bundle": digest, "path": str(dest), "files": opened.files, "size": opened.size}
     out.emit(document, f"{opened.files} files, {format_size(opened.size)}, in {dest}")
 

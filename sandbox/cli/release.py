@@ -23,6 +23,8 @@ IDLE_SECONDS = 0.5
 BUSY_SECONDS = 0.1
 AWAY_SECONDS = 5.0
 """Between two looks: with nothing to do, with a lease to decide, and while the server is away."""
+LOG_SECONDS = 20.0
+"""How long one file of the audit log may take."""
 
 
 def release(
@@ -205,6 +207,8 @@ def _history(control: Client, accepted: Trust, evidence: Evidence) -> NodeHistor
 
     A log that is not the trusted one is a reason to refuse; one that does not answer right now is not.
     """
+    import httpx
+
     from attestation.history import read_history
     from attestation.log.errors import LogFetchError
     from attestation.log.reader import LogReader
@@ -213,7 +217,8 @@ def _history(control: Client, accepted: Trust, evidence: Evidence) -> NodeHistor
     if accepted.spec.interlock == "claimed":
         return None
     try:
-        return read_history(LogReader.from_url(f"{control.base}/log"), accepted, evidence.node)
+        with httpx.Client(timeout=LOG_SECONDS) as web:
+            return read_history(LogReader.from_url(f"{control.base}/log", web), accepted, evidence.node)
     except LogFetchError as error:
         raise ServerError(f"the audit log cannot be read: {error.message}", **error.details) from error
 

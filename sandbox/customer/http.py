@@ -30,6 +30,8 @@ ANSWER_SECONDS = 60.0
 PATIENCE_SECONDS = 15.0
 """How long a request is tried again when the server does not answer."""
 FIRST_PAUSE = 0.1
+NOTICED_PAUSE = 4 * FIRST_PAUSE
+"""The pause from which on a person is told: before it, trying again takes no time that anybody notices."""
 LONGEST_PAUSE = 3.0
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -72,13 +74,18 @@ class Connection:
         server: str,
         token: str | None,
         *,
-        patience: float = PATIENCE_SECONDS,
+        patience: float | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        waiting: Callable[[str], None] | None = None,
     ) -> None:
-        """Take the server's address and the bearer token. Raises ``UsageError`` for an address that is none, or that is not safe."""
+        """Take the server's address and the bearer token; ``waiting`` is told, once a request, that it is tried again.
+
+        Raises ``UsageError`` for an address that is none, or that is not safe.
+        """
         self.base = check_server(server)
-        self.patience = patience
+        self.patience = PATIENCE_SECONDS if patience is None else patience
+        self._waiting = waiting
         self.sleep = sleep
         headers = {"User-Agent": "sealrig", "Accept-Encoding": "identity"}
         if token:
@@ -141,6 +148,8 @@ class Connection:
                     return answer
                 if not (again and answer.status in _RETRIED_STATUS) or time.monotonic() + pause > deadline:
                     raise problem_error(answer)
+            if self._waiting is not None and pause == NOTICED_PAUSE:
+                self._waiting(f"{self.base} does not answer; trying for {self.patience:.0f} s")
             self.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  (spreads clients out; no secret)
             pause = min(pause * 2, LONGEST_PAUSE)
 

@@ -85,13 +85,13 @@ def open_results(
     lease: str,
     dest: Path,
     *,
-    trust: Trust | None = None,
+    trust: Callable[[], Trust] | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, OpenResult]:
     """Fetch and open a lease's results into ``dest``; return the bundle's digest and what was opened.
 
-    The node must have sealed them: the one whose evidence this customer accepted, else one that the trust file lists. Raises
-    ``NotFoundError`` where there are none (yet).
+    The node must have sealed them: the one whose evidence this customer accepted, else one that the trust file lists (``trust`` reads
+    it, and is called only then). Raises ``NotFoundError`` where there are none (yet).
     """
     info = client.lease(lease)
     if info.result is None:
@@ -110,7 +110,7 @@ def open_results(
         return info.result, open_bundle(path, dest, key=identity, signers=_signers(state, lease, trust))
 
 
-def _signers(state: State, lease: str, trust: Trust | None) -> tuple[VerifyKey, ...]:
+def _signers(state: State, lease: str, trust: Callable[[], Trust] | None) -> tuple[VerifyKey, ...]:
     raw = state.document(lease, "evidence")
     if raw is not None:
         try:
@@ -124,7 +124,7 @@ def _signers(state: State, lease: str, trust: Trust | None) -> tuple[VerifyKey, 
                 fix=f"remove {state.lease_folder(lease) / 'evidence'} and name a trust file",
             ) from error
     if trust is not None:
-        return trust.node_keys
+        return trust().node_keys
     raise StateError(
         "it is not known which node ran this lease",
         rule="result-signer",

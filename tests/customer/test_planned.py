@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +111,7 @@ json_values = st.recursive(
 )
 def test_no_value_crashes_the_check_and_only_equal_ones_pass(job, changes):
     unequal = {name for name, value in changes.items() if good(job)[name] != value and name not in {"env", "binds", "egress"}}
-    found = failed(canonical_json({"v": 1, "plan": good(job) | changes}), job)
+    found = failed(json.dumps({"v": 1, "plan": good(job) | changes}).encode(), job)
     assert bool(found) or not unequal
 
 

@@ -70,7 +70,7 @@ def test_a_trust_file_names_the_sealer_where_nothing_is_remembered(fetch, result
     result()
     with pytest.raises(StateError):
         fetch(identity)
-    fetch(identity, trust=trust())
+    fetch(identity, trust=trust)
 
 
 def test_another_identity_gets_nothing(accepted, fetch, result, other):

@@ -46,9 +46,14 @@ def submit(rig, person, script, *, content=b"hello from the bundle", **spec):
     person.json("push", bundle)
     job = folder.with_suffix(".yaml")
     tree = {
-        "image": rig.image, "command": ["sh", "-c", script], "inputs": [{"bundle": digest, "path": "/in/data"}], "lease": {"duration": "2m"},
-        "resources": {"memory": "64Mi", "scratch": "64Mi", "shm": "16Mi", "pids": 64}, "output": {"path": "/out", "maxSize": "16Mi"}, **spec,
-    }  # fmt: skip
+        "image": rig.image,
+        "command": ["sh", "-c", script],
+        "inputs": [{"bundle": digest, "path": "/in/data"}],
+        "lease": {"duration": "2m"},
+        "resources": {"memory": "64Mi", "scratch": "64Mi", "shm": "16Mi", "pids": 64},
+        "output": {"path": "/out", "maxSize": "16Mi"},
+        **spec,
+    }
     job.write_text(json.dumps({"apiVersion": "sealrig/v1", "kind": "Job", "metadata": {"name": "story"}, "spec": tree}))
     return person.json("job", "submit", job)["lease"]
 
@@ -157,19 +162,19 @@ def test_a_cancelled_lease_wipes_and_says_so(rig, alice):
 
 
 @pytest.mark.parametrize(
-    ("script", "spec", "outcome", "fix"),
+    ("script", "spec", "told"),
     [
-        ("exit 3", {}, "failed", "lease logs"),
-        ("sleep 100", {"lease": {"duration": "2s"}}, "time-limit", "lease.duration"),
-        ("dd if=/dev/zero of=/out/big bs=1M count=30", {}, "output-limit", "output.maxSize"),
+        ("exit 3", {}, ("failed", "lease logs")),
+        ("sleep 100", {"lease": {"duration": "2s"}}, ("time-limit", "lease.duration")),
+        ("dd if=/dev/zero of=/out/big bs=1M count=30", {}, ("output-limit", "output.maxSize")),
     ],
 )
-def test_how_a_job_ended_is_told_as_what_it_is(rig, alice, script, spec, outcome, fix):
+def test_how_a_job_ended_is_told_as_what_it_is(rig, alice, script, spec, told):
     lease = submit(rig, alice, script, **spec)
     alice.json("release", lease)
     ended = alice.run("lease", "watch", lease, "--json")
-    assert (ended.code, ended.json["state"], ended.json["outcome"]) == (1, "closed", outcome)
-    assert fix in ended.error["details"]["fix"]
+    assert (ended.code, ended.json["state"], ended.json["outcome"]) == (1, "closed", told[0])
+    assert told[1] in ended.error["details"]["fix"]
 
 
 def test_an_image_that_the_node_does_not_have_is_said(rig, alice):
