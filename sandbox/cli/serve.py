@@ -57,7 +57,6 @@ def serve(
 
 def _policy(text: str, *, unsafe: bool) -> LoadedPolicy:
     from policies.loader import POLICY_MAX_BYTES, PROFILES, load_policy, load_profile
-    from sandbox.control.tenant_policies import UNSAFE
     from sandbox.errors import UsageError
 
     if text in PROFILES:
@@ -70,9 +69,9 @@ def _policy(text: str, *, unsafe: bool) -> LoadedPolicy:
             )
         with path.open("rb") as file:
             loaded = load_policy(file.read(POLICY_MAX_BYTES + 1))
-    if loaded.name == UNSAFE and not unsafe:
+    if loaded.policy.spec.unsafe_development and not unsafe:
         raise UsageError(
-            "the development profile protects nobody",
+            "this policy is for development and protects nobody",
             rule="policy-unsafe",
             seen=loaded.name,
             wanted="strict, standard or your own",

@@ -25,7 +25,6 @@ from sandbox.lifecycle import BEFORE_NODE, LeaseState, Outcome
 from sandbox.wire import PolicyChange, PolicyInfo, QueueEffect
 
 MAX_DIFF_LINES = 400
-UNSAFE = "development"
 
 
 def show_policy(control: Control, tenant: str) -> PolicyInfo:
@@ -133,10 +132,10 @@ def _diff(before: PolicyRow, after: LoadedPolicy) -> str:
 
 
 def require_safe(control: Control, policy: LoadedPolicy) -> None:
-    """Raise ``InputError`` for the development profile on a server that was not started for it."""
-    if policy.name == UNSAFE and not control.settings.unsafe_development:
+    """Raise ``InputError`` for a policy that says it is unsafe, whatever its name, on a server that was not started for it."""
+    if policy.policy.spec.unsafe_development and not control.settings.unsafe_development:
         raise InputError(
-            "the development profile protects nobody",
+            "this policy is for development and protects nobody",
             rule="policy-unsafe",
             seen=policy.name,
             wanted="strict, standard or your own",
