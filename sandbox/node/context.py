@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from attestation.collect import EvidenceSource
     from attestation.evidence import PostureFact
     from attestation.signing import SigningKey
     from policies.model import NodeFacts
@@ -38,6 +39,8 @@ class Node:
     """Examines the host anew: swap may have been switched on since the node started."""
     seccomp: str
     apparmor: str
+    devices: tuple[EvidenceSource, ...] = ()
+    """What vouches for the machine in evidence; none makes it evidence of level ``software``."""
     _fetching: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

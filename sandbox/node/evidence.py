@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make(
     node: Node, plan: LaunchPlan, *, nonce: str, lease_public_key: bytes, job_digest: str, policy_digest: str, leased: tuple[str, ...]
 ) -> Envelope:
-    """Return the signed evidence."""
+    """Return the signed evidence. Raises ``AttestationError`` where a device that should vouch does not."""
     digest, version = runner_digest()
     inventory = node.gpus.inventory
     gpus = tuple(
@@ -44,4 +44,4 @@ def make(
         previous_wipes=node.state.previous_wipes(leased),
         made_at=datetime.now(UTC),
     )
-    return collect(evidence, node.key)
+    return collect(evidence, node.key, devices=node.devices)

@@ -15,6 +15,7 @@ from policies.strictyaml import load_yaml, nearest
 from policies.units import parse_size
 from sandbox.errors import UsageError
 from sandbox.model import NodeId
+from sandbox.node.devices import EvidenceDevices
 from sandbox.node.engine import DEFAULT_SOCKET
 from sandbox.node.layout import NodeFolder
 
@@ -39,6 +40,7 @@ class NodeSettings(BaseModel):
     memory: Size | None = None
     scratch: Size | None = None
     cache: Size = 64 * 2**30
+    evidence: EvidenceDevices = EvidenceDevices()
 
     @property
     def docker_url(self) -> str:

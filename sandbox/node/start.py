@@ -15,6 +15,7 @@ from sandbox.errors import EngineError, UsageError
 from sandbox.node.apparmor import profile_for_jobs
 from sandbox.node.client import ControlClient
 from sandbox.node.context import Node
+from sandbox.node.devices import evidence_sources
 from sandbox.node.engine import Engine
 from sandbox.node.gpu import cdi
 from sandbox.node.gpu.inventory import Inventory, inventory
@@ -79,6 +80,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         posture=lambda: posture_facts(engine.facts()),
         seccomp=shipped_profile(),
         apparmor=confinement,
+        devices=evidence_sources(settings.evidence, [gpu.uuid for gpu in found.gpus]),
     )
     capacity = Capacity(
         slots=settings.slots,

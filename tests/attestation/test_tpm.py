@@ -16,14 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.appraisal import Level
+from attestation.collect import collect
 from attestation.collect.tpm import TpmSource
 from attestation.errors import AttestationError, FormatError, VerificationError
-from attestation.signing import b64decode
+from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
+from attestation.signing import b64decode, b64encode, sign_envelope
 from attestation.steps import Steps
+from attestation.verify import verify_evidence
 from attestation.verify.single import verify_single
 from attestation.verify.tee import tpm_evidence
 from attestation.verify.tpm import TpmEvidence, parse_quote, verify_tpm
-from tests.attestation.leases import AT
+from tests.attestation.leases import AT, NODE, NODE_KEY, evidence, expected, trust
 from tests.conftest import VECTORS
 
 SAMPLE = VECTORS / "tpm" / "tpm_evidence.json"
@@ -262,3 +266,30 @@ def test_a_tpm_that_refuses_gives_a_clear_error(tpm):
     with pytest.raises(AttestationError) as caught:
         TpmSource("0x81010009", (0,), tpm.tcti).quote(BINDING)
     assert caught.value.details["rule"] == "tpm-refused"
+
+
+@software_tpm
+def test_a_node_with_a_tpm_reaches_measured_and_no_more(tpm):
+    """The whole way: collected by the node's code, bound to the evidence, appraised by the customer's."""
+    source = TpmSource(HANDLE, (0, 16), tpm.tcti)
+    probe = tpm_evidence(source.quote(BINDING))
+    rules = {"level": "measured", "tpm": {"keys": {NODE: b64encode(probe.key)}, "pcrs": {"16": [probe.pcrs[16].hex()]}}}
+    signed = collect(evidence(), NODE_KEY, devices=[source])
+    result = verify_evidence(signed, trust=trust(**rules), expected=expected(), at=AT)
+    assert result.level is Level.MEASURED
+    assert result.ear["submods"]["node"]["ear_trustworthiness_vector"]["runtime-opaque"] == 32
+
+    def refused(envelope, **changes):
+        with pytest.raises(VerificationError) as caught:
+            verify_evidence(envelope, trust=trust(**(rules | changes)), expected=expected(), at=AT)
+        return [step.step for step in caught.value.steps if not step.ok]
+
+    assert refused(signed, level="confidential") == ["level"]
+    assert refused(signed, tpm=rules["tpm"] | {"keys": {}}) == ["tpm-key"]
+    assert refused(signed, tpm=rules["tpm"] | {"pcrs": {}}) == ["level"]  # a boot that nobody judged is not measured
+    assert refused(signed, tpm=rules["tpm"] | {"pcrs": {"16": ["ff" * 32]}}) == ["tpm-pcr-16", "level"]
+    # a quote made for other evidence of the same node
+    other = evidence(lease_public_key="AAAA" * 16)
+    lent = Evidence.from_payload(signed.payload).tee
+    moved = Evidence.model_validate({name: getattr(other, name) for name in Evidence.model_fields} | {"tee": lent})
+    assert refused(sign_envelope(moved.to_payload(), EVIDENCE_PAYLOAD_TYPE, NODE_KEY)) == ["tpm-nonce"]

@@ -1,0 +1,61 @@
+"""Which of the machine's devices vouch for it in evidence: a TPM, the confidential CPU, confidential GPUs. Named in ``node.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from attestation.collect import EvidenceSource
+from attestation.collect.nvidia import GpuSource
+from attestation.collect.snp import SnpSource
+from attestation.collect.tpm import TpmSource
+
+PathText = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class TpmDevice(_Section):
+    """A TPM's attestation key by its persistent handle, and the PCRs (SHA-256 bank) that it quotes."""
+
+    handle: Annotated[str, Field(pattern=r"^0x81[0-9a-fA-F]{6}$")]
+    pcrs: Annotated[tuple[Annotated[int, Field(ge=0, le=23, strict=True)], ...], Field(min_length=1, max_length=24)]
+    tcti: Annotated[str, Field(max_length=500)] | None = None
+
+
+class SnpDevice(_Section):
+    """The SEV-SNP guest that the node runs in. ``chain``: its VCEK or VLEK, where the host does not hand it over."""
+
+    chain: PathText | None = None
+
+
+class NvidiaDevices(_Section):
+    """All GPUs, with confidential computing on. ``rims``: NVIDIA's reference files for their driver and VBIOS."""
+
+    rims: Annotated[tuple[PathText, ...], Field(max_length=8)] = ()
+
+
+class EvidenceDevices(_Section):
+    """The devices that vouch; each that is named must answer, or the node makes no evidence."""
+
+    tpm: TpmDevice | None = None
+    sev_snp: SnpDevice | None = None
+    nvidia: NvidiaDevices | None = None
+
+
+def evidence_sources(devices: EvidenceDevices, gpus: Sequence[str]) -> tuple[EvidenceSource, ...]:
+    """Return the sources that ``devices`` names; ``gpus`` are the uuids of all GPUs of the node."""
+    found: list[EvidenceSource] = []
+    if devices.tpm is not None:
+        found.append(TpmSource(devices.tpm.handle, devices.tpm.pcrs, devices.tpm.tcti))
+    if devices.sev_snp is not None:
+        found.append(SnpSource(chain=Path(devices.sev_snp.chain) if devices.sev_snp.chain is not None else None))
+    if devices.nvidia is not None:
+        found += [GpuSource(uuid, tuple(Path(path) for path in devices.nvidia.rims)) for uuid in gpus]
+    return tuple(found)
