@@ -130,19 +130,28 @@ class Sidecar:
             yield Opening(leaf, field, plain[:SALT_BYTES], plain[SALT_BYTES:].decode())
 
     def erase(self, subject: str) -> int:
-        """Destroy a subject's key, durably, and drop its rows; return how many values can never be opened again.
+        """Destroy a subject's key, durably; return how many values can never be opened again.
 
-        Raises ``LogStoreError`` for a subject that is unknown or was erased before.
+        May be repeated until ``forget``, so that a crash before the erasure is logged loses nothing. Raises ``LogStoreError`` for a
+        subject of which nothing is stored.
         """
         path = self._key_path(subject)
-        if not path.exists():
+        (count,) = self._base.execute("SELECT count(*) FROM value WHERE subject = ?", (subject,)).fetchone()
+        if not path.exists() and not count:
             raise LogStoreError(
                 "there is nothing of this subject", rule="erase-subject", seen=subject, wanted="a subject with stored values"
             )
-        # The key is what counts: it goes first, and its absence is durable before anybody is told.
-        path.unlink()
+        path.unlink(missing_ok=True)
         sync_folder(self._keys)
-        return self._base.execute("DELETE FROM value WHERE subject = ?", (subject,)).rowcount
+        return int(count)
+
+    def forget(self, subject: str) -> None:
+        """Drop what is left of an erased subject: sealed values that nothing can open."""
+        if self._key_path(subject).exists():
+            raise LogStoreError(
+                "this subject was not erased", rule="forget-subject", seen=subject, wanted="an erased subject", fix="erase it first"
+            )
+        self._base.execute("DELETE FROM value WHERE subject = ?", (subject,))
 
     def _subject_key(self, subject: str) -> bytes:
         path = self._key_path(subject)

@@ -91,6 +91,10 @@ class Stores:
         self._lock.swap(self._head, new, rotation=statement)
         self._head = new
         self._publish({})
+        self._show_key()
+
+    def _show_key(self) -> None:
+        self._folder.replace(VKEY, f"{self._signer.vkey}\n".encode())
 
     def replay(self) -> None:
         """Bring an opened log to the state that its entry store holds. Raises ``LogStoreError`` where the stores contradict each other."""
@@ -110,6 +114,7 @@ class Stores:
         if self._signer.open(self._head.note).size != self._state.size:
             self._sign()
         self._publish(files)
+        self._show_key()
 
     def _create(self) -> tuple[TreeState, Head]:
         state = TreeState(self._signer.origin, 1)
@@ -208,7 +213,6 @@ def open_stores(data: Path, lock: Path, origin: str, key: SigningKey, cosign: Ca
         raise
     try:
         stores.replay()
-        public.replace(VKEY, f"{signer.vkey}\n".encode())
     except BaseException:
         stores.close()
         raise

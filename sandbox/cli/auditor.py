@@ -20,12 +20,15 @@ from attestation.log.query import Found, Query, find_id
 from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
 from sandbox.cli.console import console
+from sandbox.cli.keeping import erase, rotate
 from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
 from sandbox.cli.witnesses import watch, witness
 from sandbox.errors import InputError, NotFoundError, UsageError
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(watch)
+app.command()(erase)
+app.command("rotate-key")(rotate)
 app.command()(witness)
 
 _Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Not before this time (RFC 3339, or a date).")]

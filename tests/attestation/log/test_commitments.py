@@ -57,8 +57,12 @@ def test_erased_is_erased_in_every_copy(tmp_path: Path) -> None:
         sidecar.commit(leaf, SUBJECT, {"name": "Ada"})
         sidecar.commit(other, OTHER, {"name": "Bob"})
         shutil.copytree(tmp_path / "sidecar", tmp_path / "backup")
-        assert sidecar.erase(SUBJECT) == 1
+        with pytest.raises(LogStoreError) as caught:
+            sidecar.forget(SUBJECT)
+        assert caught.value.details["rule"] == "forget-subject"
+        assert sidecar.erase(SUBJECT) == sidecar.erase(SUBJECT) == 1
         assert not list(sidecar.open(leaf))
+        sidecar.forget(SUBJECT)
         assert [each.value for each in sidecar.open(other)] == ["Bob"]
         with pytest.raises(LogStoreError) as caught:
             sidecar.erase(SUBJECT)

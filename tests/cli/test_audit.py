@@ -1,0 +1,262 @@
+"""``sealrig audit``: everything an auditor does, on a copied folder; and what the keeper of the log does to it."""
+
+import json
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+
+import pytest
+
+from attestation.log.commitments import Sidecar
+from attestation.log.leaf import new_leaf_id
+from attestation.signing import SigningKey
+from sandbox.cli import main
+from tests.attestation.log.logs import KEY, OTHER_KEY, VERIFIER, leaf, make_log, open_log
+from tests.attestation.log.test_tampering import LEAVES, build
+
+KEY_FLAG = ("--key", VERIFIER.text)
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    make_log(folder, 300)
+    with open_log(folder) as writer:
+        writer.append([leaf(7, kind="lease.denied", outcome="denied"), leaf(8, kind="node.registered")])
+    return folder
+
+
+def call(capsys, *words):
+    code = main(["audit", *map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def say(capsys, *words):
+    code = main(["audit", *map(str, words)])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ((), 50),
+        (("--limit", 1000), 302),
+        (("--type", "lease.denied"), 1),
+        (("--type", "lease.*", "--limit", 1000), 301),
+        (("--outcome", "denied"), 1),
+        (("--lease", f"lease-{7:032x}"), 2),
+        (("--tenant", f"tenant-{1:032x}", "--limit", 1000), 101),
+        (("--actor", "server", "--limit", 1000), 302),
+        (("--actor", "node-" + "0" * 32), 0),
+        (("--node", f"lease-{7:032x}"), 2),
+        (("--text", f"{299:032x}"), 1),
+        (("--since", "2026-11-05"), 50),
+        (("--since", "2026-11-06"), 0),
+        (("--until", "2026-11-05T12:00:00Z"), 0),
+    ],
+)
+def test_list_with_filters(data, capsys, filters, count):
+    code, told = call(capsys, "list", "--log", data, *filters)
+    assert code == 0
+    assert len(told["entries"]) == count
+
+
+def test_list_is_newest_first_and_readable(data, capsys):
+    assert [row["index"] for row in call(capsys, "list", "--log", data, "--limit", 2)[1]["entries"]] == [301, 300]
+    assert [row["index"] for row in call(capsys, "list", "--log", data, "--limit", 2, "--oldest-first")[1]["entries"]] == [0, 1]
+    code, out, _ = say(capsys, "list", "--log", data, "--type", "lease.denied")
+    assert code == 0
+    assert "lease.denied" in out
+
+
+def test_show_by_index_and_by_id(data, capsys):
+    _, told = call(capsys, "show", 300, "--log", data)
+    assert told["entry"]["type"] == "lease.denied"
+    _, again = call(capsys, "show", told["entry"]["id"], "--log", data)
+    assert again == told
+    for missing in ("302", "936da01f-9abd-4d9d-80c7-02af85c822a8", "9" * 30):
+        assert main(["audit", "show", missing, "--log", str(data)]) == 1
+        assert "not-found" in capsys.readouterr().err
+
+
+def test_verify_says_whose_key_it_was(data, tmp_path, capsys):
+    code, told = call(capsys, "verify", "--log", data, *KEY_FLAG, "--keep", tmp_path / "held")
+    assert (code, told["ok"], told["size"], told["key_trusted"]) == (0, True, 302, True)
+    code, told = call(capsys, "verify", "--log", data, "--held", tmp_path / "held")
+    assert (code, told["key_trusted"], told["extends_held"]) == (0, False, True)
+    (tmp_path / "key").write_text(VERIFIER.text + "\n")
+    assert call(capsys, "verify", "--log", data / "log", "--key", tmp_path / "key")[0] == 0
+
+
+def test_verify_refuses_a_changed_log(data, capsys):
+    file = data / "log" / "tile" / "entries" / "000"
+    file.write_bytes(file.read_bytes().replace(b'"ok"', b'"no"', 1))
+    code, told = call(capsys, "verify", "--log", data, *KEY_FLAG)
+    assert code == 1
+    assert (told["error"]["code"], told["error"]["details"]["rule"]) == ("log-tile", "tile-entry")
+
+
+def test_a_fork_prints_evidence_that_can_be_checked_offline(tmp_path, capsys):
+    held = tmp_path / "held"
+    held.write_text((build(tmp_path / "log", LEAVES[:300]) / "checkpoint").read_text())
+    build(tmp_path / "log", [leaf(), *LEAVES[1:305]])
+    code, told = call(capsys, "verify", "--log", tmp_path / "log", *KEY_FLAG, "--held", held)
+    assert (code, told["error"]["code"]) == (1, "log-fork")
+    (tmp_path / "fork").write_text(told["error"]["details"]["evidence"])
+    code, told = call(capsys, "verify", "--fork", tmp_path / "fork", *KEY_FLAG)
+    assert (code, told["fork"], told["sizes"]) == (0, True, [300, 305])
+
+
+def test_prove_and_check_offline(data, tmp_path, capsys):
+    code, told = call(capsys, "prove", 5, "--log", data, "-o", tmp_path / "p.tlog-proof", "--leaf", tmp_path / "leaf")
+    assert code == 0
+    assert (tmp_path / "p.tlog-proof").read_text() == told["proof"]
+    code, told = call(capsys, "verify", "--proof", tmp_path / "p.tlog-proof", "--leaf", tmp_path / "leaf", *KEY_FLAG)
+    assert (code, told["index"], told["size"]) == (0, 5, 302)
+    (tmp_path / "leaf").write_bytes(b"x")
+    assert main(["audit", "verify", "--proof", str(tmp_path / "p.tlog-proof"), "--leaf", str(tmp_path / "leaf"), *KEY_FLAG]) == 1
+    assert "proof-root" in capsys.readouterr().err
+    assert main(["audit", "prove", "5", "--log", str(data), "-o", str(tmp_path / "p.tlog-proof")]) == 1
+    assert "no-overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "ocsf", "cef"])
+def test_export_is_marked_as_derived(data, tmp_path, capsys, form):
+    code, told = call(capsys, "export", "--log", data, "--format", form, "-o", tmp_path / "out", "--type", "lease.denied")
+    assert (code, told["entries"], told["derived"]) == (0, 1, True)
+    (line,) = (tmp_path / "out").read_text().splitlines()
+    if form == "cef":
+        assert line.startswith("CEF:0|Sealrig|Sealrig|1|lease.denied|lease.denied (derived)|6|rt=1793880000000 externalId=")
+    elif form == "ocsf":
+        event = json.loads(line)
+        assert (event["class_uid"], event["type_uid"], event["status_id"]) == (3004, 300499, 2)
+        assert event["unmapped"]["derived_from"]["index"] == 300
+    else:
+        assert json.loads(line)["source"]["index"] == 300
+    _, out, _ = say(capsys, "export", "--log", data, "--format", form)
+    assert len(out.splitlines()) == 302
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list", "--log", "DATA", "--since", "yesterday"),
+        ("export", "--log", "DATA", "--format", "xml"),
+        ("verify", "--proof", "x"),
+        ("verify", "--proof", "x", *KEY_FLAG),
+        ("verify", "--log", "DATA", "--key", "nothing"),
+        ("watch", "--log", "DATA", "--quorum", "1", "--once"),
+        ("watch", "--log", "DATA", "--every", "soon", "--once"),
+        ("witness", "DIR", "--log", VERIFIER.text, "--listen", "nowhere"),
+    ],
+)
+def test_usage(data, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", *(str(data) if word == "DATA" else word for word in words)]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_no_log_named(monkeypatch, tmp_path, capsys):
+    for name in ("SEALRIG_SERVER", "SEALRIG_TRUST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert main(["audit", "list"]) == 2
+    assert "--log" in capsys.readouterr().err
+
+
+def test_on_a_server(data, capsys):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(data))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            for place in (url, f"{url}/log", f"{url}/log/"):
+                assert call(capsys, "verify", "--log", place, *KEY_FLAG)[1]["size"] == 302
+            assert main(["audit", "list", "--log", f"{url}/log/tile"]) == 1
+            assert "log-missing" in capsys.readouterr().err
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_watch_goes_on_where_it_stopped_and_raises_the_alarm(tmp_path, capsys):
+    log, state = build(tmp_path / "log", LEAVES[:300]), tmp_path / "state"
+    words = ("watch", "--log", log, "--state", state, "--once", *KEY_FLAG)
+    assert call(capsys, *words) == (0, {"ok": True, "alarms": [], "size": 300})
+    build(log, LEAVES[:400])
+    assert call(capsys, *words)[1]["size"] == 400
+    build(log, [leaf(), *LEAVES[1:410]])
+    took = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self):
+            took.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        code, told = call(capsys, *words, "--webhook", f"http://127.0.0.1:{server.server_port}/")
+        thread.join()
+    assert (code, [alarm["kind"] for alarm in told["alarms"]], told["size"]) == (1, ["fork"], 400)
+    assert [alarm["alarm"] for alarm in took] == ["fork"]
+    code, told = call(capsys, *words, "--webhook", "http://127.0.0.1:1/")
+    assert (code, told["error"]["details"]["alarm"]) == (1, "fork")
+
+
+def _keep(data):
+    KEY.save(data / "log.key")
+
+
+def test_erase_is_final_and_logged(data, capsys):
+    _keep(data)
+    subject, id_ = "tenant-" + "a" * 32, new_leaf_id()
+    with Sidecar(data / "log-private") as sidecar:
+        sidecar.commit(id_, subject, {"name": "Ada"})
+    code, told = call(capsys, "erase", subject, "--data", data)
+    assert (code, told) == (0, {"subject": subject, "values": 1, "index": 302})
+    with Sidecar(data / "log-private") as sidecar:
+        assert not list(sidecar.open(id_))
+    assert call(capsys, "verify", "--log", data, *KEY_FLAG)[1]["size"] == 303
+    assert call(capsys, "list", "--log", data, "--type", "subject.erased")[1]["entries"][0]["resource"] == subject
+    assert main(["audit", "erase", subject, "--data", str(data)]) == 1
+    assert "erase-subject" in capsys.readouterr().err
+
+
+def test_erase_needs_the_log(data, tmp_path, capsys):
+    _keep(data)
+    with open_log(data):
+        assert main(["audit", "erase", "tenant-" + "a" * 32, "--data", str(data)]) == 1
+    assert "log-locked" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    OTHER_KEY.save(tmp_path / "empty" / "log.key")
+    assert main(["audit", "erase", "tenant-" + "a" * 32, "--data", str(tmp_path / "empty")]) == 1
+    assert "log-data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("crash", [None, "before the handover", "after the handover"])
+def test_rotate_key(data, capsys, crash):
+    _keep(data)
+    if crash:
+        OTHER_KEY.save(data / "log.key.next")
+    if crash == "after the handover":
+        from attestation.log.rotation import rotate_key
+        from tests.attestation.log.logs import NOW, ORIGIN
+
+        rotate_key(data, origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
+    code, told = call(capsys, "rotate-key", "--data", data)
+    assert code == 0
+    new = SigningKey.load(data / "log.key")
+    assert (new.public == OTHER_KEY.public) == bool(crash)
+    assert not (data / "log.key.next").exists()
+    for key in (VERIFIER.text, told["vkey"]):
+        assert call(capsys, "verify", "--log", data, "--key", key)[1]["size"] == 303
