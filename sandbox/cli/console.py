@@ -24,6 +24,8 @@ from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, Problem, problem
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all (0 where that is not known)."""
@@ -112,16 +114,11 @@ class Console:
         if not sys.stderr.isatty():
             yield _ignore
             return
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(compact=True),
-        )  # fmt: skip
-        with Bars(*columns, console=self.rich(), transient=False) as bars:
-            task = bars.add_task(label, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total or None)
+        bar = _Bar(label, self.rich())
+        try:
+            yield bar.update
+        finally:
+            bar.stop()
 
     def fail(self, document: Mapping[str, object], error: Exception) -> NoReturn:
         """End the command with exit code 1: the document (plus ``error``) with ``--json``, the error's words on stderr."""
@@ -139,6 +136,45 @@ class Console:
         from rich.console import Console as RichConsole
 
         return RichConsole(stderr=stderr, width=width)
+
+
+class _Bar:
+    """A progress bar that appears with the first byte and stands when all is done, so that several steps show one after the other."""
+
+    def __init__(self, label: str, rich: RichConsole) -> None:
+        self._label, self._rich = label, rich
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def update(self, done: int, total: int) -> None:
+        """Show ``done`` of ``total`` bytes; with all of them done the bar stands, and the next call starts another."""
+        if self._bars is None or self._task is None:
+            self._bars, self._task = self._start()
+        self._bars.update(self._task, completed=done, total=total or None)
+        if total and done >= total:
+            self.stop()
+
+    def stop(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = self._task = None
+
+    def _start(self) -> tuple[Bars, TaskID]:
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bars
+
+        bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._rich,
+        )
+        bars.start()
+        return bars, bars.add_task(self._label, total=None)
 
 
 _current: ContextVar[Console | None] = ContextVar("console", default=None)

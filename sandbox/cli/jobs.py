@@ -86,4 +86,5 @@ def submit(
     me = identity(key, passphrase_file)
     with client(server) as control:
         info = submit_job(control, me, state(), job, lease=checked_lease(lease) if lease else None)
+    out.say(f"no node gets a key before your agent says yes: sealrig release {info.id}, or one 'sealrig release --watch' for all")
     out.emit({"lease": info.id, "state": info.state}, f"{info.id}  {info.state}")

@@ -28,9 +28,7 @@ def list_(
     """List your tenant's leases, newest first."""
     with client(server) as control:
         found = control.leases(only, limit=limit)
-    rows = [
-        {"lease": each.id, "job": each.name, "state": state_words(each), "node": each.node, "changed": each.updated_at} for each in found
-    ]
+    rows = [{"lease": each.id, "state": state_words(each), "job": each.name, "changed": each.updated_at} for each in found]
     console().emit(found, lambda: console().table(rows, empty="no leases; submit one with 'sealrig job submit JOB.yaml'"))
 
 
