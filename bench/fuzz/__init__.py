@@ -1,0 +1,1 @@
+"""Long fuzzing runs; the tests hold bounded ones."""
