@@ -139,11 +139,10 @@ class ScratchRules(_Model):
 
 
 class WipeRules(_Model):
-    """How a node wipes after a lease; ``vram: unsafe-skip`` and ``verify: false`` are for development alone."""
+    """How a node wipes after a lease. There is no weaker choice: every node wipes and verifies, and a policy may say so."""
 
-    vram: Literal["required-if-gpu", "required", "unsafe-skip"] = "required-if-gpu"
-    verify: bool = True
-    gpu_reset: bool = False
+    vram: Literal["required-if-gpu"] = "required-if-gpu"
+    verify: Literal[True] = True
 
 
 class Rule(_Model):
@@ -178,15 +177,9 @@ class PolicySpec(_Model):
         if twice:
             msg = f"rules: the name {twice[0]!r} stands twice; each rule needs its own"
             raise ValueError(msg)
-        if not self.unsafe_development:
-            for unsafe, what in (
-                (self.wipe.vram == "unsafe-skip", "wipe.vram: unsafe-skip"),
-                (not self.wipe.verify, "wipe.verify: false"),
-                (any(target.startswith("*:") for target in self.network.egress.allow), "network.egress.allow with any host"),
-            ):
-                if unsafe:
-                    msg = f"{what} needs unsafeDevelopment: true beside it"
-                    raise ValueError(msg)
+        if not self.unsafe_development and any(target.startswith("*:") for target in self.network.egress.allow):
+            msg = "network.egress.allow with any host needs unsafeDevelopment: true beside it"
+            raise ValueError(msg)
         return self
 
 

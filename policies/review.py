@@ -25,8 +25,6 @@ def remarks(loaded: LoadedPolicy) -> tuple[str, ...]:
         found.append("posture.require is empty: nodes that swap job memory to disk or write core dumps are accepted")
     if spec.attestation.minimum == "software":
         found.append("attestation.minimum is software: nothing is proven against the node's own root user")
-    if not spec.wipe.verify or spec.wipe.vram == "unsafe-skip":
-        found.append("wipe is not verified: certificates under this policy claim less")
     if spec.lease.max_duration > _WEEK:
         found.append("lease.maxDuration is over a week: limits and node posture are not looked at again in that time")
     return tuple(found)

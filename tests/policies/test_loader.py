@@ -73,7 +73,7 @@ def test_all_problems_are_named_at_once():
         "{rules: [{name: a, expression: 'true', message: m}, {name: a, expression: 'true', message: m}]}",
         "{posture: {require: ['Swap Off']}}",
         "{lease: {maxDuration: 1h}, lease: {maxDuration: 2h}}",
-        "{wipe: {vram: unsafe-skip}}",
+        "{wipe: {vram: skip}}",
         "{wipe: {verify: false}}",
         "{network: {egress: {allow: ['*:443']}}}",
     ],
@@ -84,9 +84,14 @@ def test_bad_values_are_refused_with_details(spec):
     assert {"rule", "seen", "wanted", "fix"} <= set(caught.value.details)
 
 
-@pytest.mark.parametrize("spec", ["wipe: {vram: unsafe-skip}", "wipe: {verify: false}", "network: {egress: {allow: ['*:443']}}"])
-def test_unsafe_settings_need_to_be_said_aloud(spec):
-    assert load(f"{{unsafeDevelopment: true, {spec}}}").policy.spec.unsafe_development
+def test_unsafe_settings_need_to_be_said_aloud():
+    assert load("{unsafeDevelopment: true, network: {egress: {allow: ['*:443']}}}").policy.spec.unsafe_development
+
+
+def test_not_even_a_development_policy_can_switch_the_wipe_off():
+    for wipe in ("{verify: false}", "{vram: never}"):
+        with pytest.raises(PolicyError):
+            load(f"{{unsafeDevelopment: true, wipe: {wipe}}}")
 
 
 def test_a_policy_that_is_too_large_is_refused():
