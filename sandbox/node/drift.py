@@ -59,7 +59,7 @@ def create_request(plan: LaunchPlan, *, network_mode: str) -> dict[str, Any]:
         "NetworkDisabled": False,
         "OnBuild": [],
         "Labels": dict(plan.labels),
-        "ExposedPorts": {port: {} for port in plan.exposed_ports},
+        "ExposedPorts": {port: {} for port in plan.exposed_ports if own_network},
         "StopSignal": plan.stop_signal,
         "StopTimeout": plan.stop_seconds,
     }
@@ -150,6 +150,9 @@ def differences(plan: LaunchPlan, inspected: dict[str, Any], *, network_mode: st
     """Return every field of the engine's inspect that is not exactly as planned."""
     request = create_request(plan, network_mode=network_mode)
     wanted_host = request.pop("HostConfig")
+    if network_mode.startswith("container:"):
+        # In a joined network a hostname may not be asked for; the engine then takes the container's own id.
+        request["Hostname"] = str(inspected.get("Id", ""))[:12]
     found: list[Difference] = []
     _compare("Config", request, inspected.get("Config"), found)
     _compare("HostConfig", wanted_host, inspected.get("HostConfig"), found)

@@ -133,7 +133,7 @@ class Engine:
     def import_image(self, rootfs: BinaryIO, *, name: str, changes: list[str]) -> str:
         """Make an image from a tar of its root file system and return its id. Raises ``EngineError``."""
         repository, _, tag = name.rpartition(":")
-        api = docker.APIClient(base_url=self.url, timeout=PULL_SECONDS, version="auto")
+        api: Any = docker.APIClient(base_url=self.url, timeout=PULL_SECONDS, version="auto")
         try:
             with _errors("import the image"):
                 # An iterator, not the file: the SDK announces chunks, and requests sends a plain file as one piece.

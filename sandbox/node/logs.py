@@ -72,6 +72,11 @@ class LogStream:
                 while len(self._buffer) >= CHUNK_BYTES:
                     self._seal(CHUNK_BYTES)
 
+    def note(self, text: str) -> None:
+        """Add a line of the node's own after what the job said, also beyond the bound."""
+        with self._lock:
+            self._buffer += f"\n[sealrig: {text}]\n".encode()
+
     def finish(self) -> None:
         """Seal what is left and the final chunk; once is enough. The sending goes on; see ``sent``."""
         if self._flusher_stop.is_set():

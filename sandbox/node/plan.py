@@ -7,7 +7,7 @@ then really made is compared with it field by field (``drift.py``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestation.canonical import canonical_json, sha256_digest
@@ -82,6 +82,15 @@ class Tmpfs:
 
 
 @dataclass(frozen=True)
+class EgressRule:
+    """One host and TCP port that the job may reach, with the addresses its name had when the plan was made."""
+
+    host: str
+    port: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class HostFacts:
     """What a plan has to know of its host: paths of the lease, the scratch kind, and what the engine can do."""
 
@@ -93,6 +102,7 @@ class HostFacts:
     devices: tuple[str, ...] = ()
     cdi: tuple[str, ...] = ()
     nofile: int = NOFILE
+    egress: tuple[EgressRule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ class LaunchPlan:
     apparmor: str
     runtime: str
     network: str
-    egress: tuple[str, ...]
+    egress: tuple[EgressRule, ...]
     devices: tuple[str, ...]
     cdi: tuple[str, ...]
     user: str = f"{UID}:{GID}"
@@ -154,8 +164,8 @@ class LaunchPlan:
             value = getattr(self, item.name)
             if item.name == "seccomp":
                 continue
-            if item.name in ("binds", "tmpfs"):
-                tree[item.name] = [vars(part) for part in value]
+            if item.name in ("binds", "tmpfs", "egress"):
+                tree[item.name] = [asdict(part) for part in value]
             elif isinstance(value, tuple):
                 tree[item.name] = list(value)
             elif item.name == "labels":
@@ -183,7 +193,6 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
     binds += [Bind(str(folder.out), spec.output.path, read_only=False), Bind(str(folder.tmp), "/tmp", read_only=False)]
     taken = {bind.target for bind in binds}
     shadows = [Tmpfs(target, SHADOW_BYTES) for target in sorted(set(image.volumes)) if target.rstrip("/") not in taken]
-    egress = () if spec.network == "none" else spec.network.egress
     # On tmpfs what a job writes is charged to the container's memory as well, so that the limit must cover both.
     memory = resources.memory + (resources.scratch if host.scratch_kind == "tmpfs" else 0)
     return LaunchPlan(
@@ -210,8 +219,8 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
         seccomp_digest=sha256_digest(host.seccomp.encode()),
         apparmor=host.apparmor,
         runtime="runsc" if spec.isolation == "gvisor" else "runc",
-        network="none" if not egress else "egress",
-        egress=tuple(egress),
+        network="egress" if host.egress else "none",
+        egress=host.egress,
         devices=host.devices,
         cdi=host.cdi,
         nofile=min(NOFILE, host.nofile),

@@ -20,7 +20,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -216,6 +216,7 @@ def attest(story: Story, placed: Placed) -> Attested:
         seccomp=node.seccomp,
         apparmor=node.apparmor,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        egress=() if job.spec.network == "none" else egress.resolve(job.spec.network.egress),
         **node.gpus.devices(story.account.gpus),
     )
     plan = make_plan(story.lease, job, image, host)
@@ -337,11 +338,23 @@ def run(story: Story, launched: Launched) -> Ran:
         story.reporter.send(LeaseState.RUNNING)
         end, stopped, full = _watch(story, launched, reader, started + plan.lease_seconds)
         reader.join(END_SECONDS)
+    refused = _blocked(node, plan, logs)
     logs.finish()
     story.account.exit_code = end.exit_code if end else None
     size = limits.tree_bytes(story.folder.out)
     verdict = limits.judge(end, stopped=stopped, scratch_full=full, output_bytes=size, output_max=plan.output_max_size)
-    return Ran(launched.attested, verdict)
+    return Ran(launched.attested, replace(verdict, detail="; ".join(filter(None, (verdict.detail, refused)))))
+
+
+def _blocked(node: Node, plan: LaunchPlan, logs: LogStream) -> str:
+    """Tell the customer (in the sealed log) and the operator (in the report) what the job tried to reach and may not."""
+    if not plan.egress:
+        return ""
+    found = egress.blocked(node.engine, plan)
+    for item in found:
+        logs.note(f"blocked: {item.packets} packets to {item.address} ({item.protocol})")
+    shown = ", ".join(f"{item.address} {item.protocol} ({item.packets})" for item in found[:16])
+    return f"blocked packets to {len(found)} addresses: {shown}" if found else ""
 
 
 def _watch(story: Story, launched: Launched, reader: threading.Thread, deadline: float) -> tuple[Exit | None, Verdict | None, bool]:

@@ -24,7 +24,7 @@ from sandbox.sealing.keys import Identity
 from sandbox.sealing.logs import LogOpener
 from tests.node.fake_control import FakeControl
 
-APPLETS = "sh cat echo ls id sleep dd mount env true false head tail grep touch mkdir ln mkfifo kill wc stat readlink yes nc hostname ulimit find".split()
+APPLETS = "sh cat echo ls id sleep dd mount env true false head tail grep touch mkdir ln mkfifo kill wc stat readlink yes nc hostname ulimit find nslookup timeout".split()
 DOCKERFILE_CHANGES = (
     "VOLUME /data",
     "ENV LD_PRELOAD=/evil.so LD_LIBRARY_PATH=/evil NVIDIA_VISIBLE_DEVICES=all CUDA_VISIBLE_DEVICES=0 KEPT=yes",
