@@ -61,9 +61,17 @@ def _live_caller(control: Control, condition: ColumnElement[bool]) -> Caller:
     return Caller(row.id, cast("Role", row.role), row.tenant, ref, row.node)
 
 
-def issue_token(control: Control, request: TokenRequest, *, actor: str) -> TokenIssued:
-    """Make a token, and its tenant where that is new. The secret is in the answer and nowhere else."""
-    secret = PREFIX + secrets.token_urlsafe(32)
+def new_secret() -> str:
+    """Return the secret of a token to be: 256 random bits as text."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def issue_token(control: Control, request: TokenRequest, *, actor: str, secret: str | None = None) -> TokenIssued:
+    """Make a token, and its tenant where that is new. The secret is in the answer and nowhere else.
+
+    ``secret`` is one of ``new_secret`` that the caller has already kept somewhere, so that a crash cannot lose it.
+    """
+    secret = secret or new_secret()
     at = control.now()
     expires = at + timedelta(seconds=request.ttl_seconds) if request.ttl_seconds else None
     row = TokenRow(

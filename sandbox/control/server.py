@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import structlog
 import uvicorn
 from sqlalchemy import select
 
-from sandbox.control.access import SERVER, issue_token
+from sandbox.control.access import SERVER, issue_token, new_secret
 from sandbox.control.app import create_app
 from sandbox.control.core import Control, open_control
 from sandbox.control.database.models import TokenRow
@@ -111,17 +113,26 @@ def serve(settings: ControlSettings, listen: Listen, *, ready: Callable[[str], N
 
 
 def first_token(control: Control) -> None:
-    """On the first start, write an operator's token to ``operator.token`` (0600), durably and never to a log or terminal."""
+    """On the first start, write an operator's token to ``operator.token`` (0600), durably and never to a log or terminal.
+
+    The file comes first and the token after it: a crash in between leaves a file whose secret the next start takes up.
+    """
     path = control.settings.data / "operator.token"
     with control.database.read() as session:
         if session.scalars(select(TokenRow.id).where(TokenRow.role == "operator").limit(1)).first() is not None:
             return
-    issued = issue_token(control, TokenRequest(role="operator", tenant=OPERATOR_TENANT), actor=SERVER)
-    part = path.with_name("operator.token.part")
+    if not path.exists():
+        _write_secret(path, new_secret())
+    request = TokenRequest(role="operator", tenant=OPERATOR_TENANT)
+    issue_token(control, request, actor=SERVER, secret=path.read_text(encoding="ascii").strip())
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, f"{issued.token}\n".encode())
+        os.write(fd, f"{secret}\n".encode())
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -186,6 +197,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], control: Control) -> None:
         super().__init__(config)
         self._ready, self._control = ready, control
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as the wish to end. Unlike uvicorn's own, it does not kill the process with them afterwards: the log and
+        the database are closed first.
+        """
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

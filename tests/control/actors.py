@@ -140,7 +140,7 @@ class Customer(Person):
     def lease(self, lease: str) -> Any:
         return ok(self.get(f"/v1/leases/{lease}"))
 
-    def grant(self, lease: str, **changes: Any) -> Envelope:
+    def grant(self, lease: str, /, **changes: Any) -> Envelope:
         info = ok(self.get(f"/v1/leases/{lease}/evidence"))
         envelope = Envelope.from_json(info["evidence"])
         evidence = Evidence.from_payload(envelope.payload)
@@ -187,7 +187,7 @@ class Node(Person):
         tree = {"v": 1, "lease": lease, "node": self.id, "state": state, "at": _now(), "documents": documents} | fields
         return sign_envelope(json.dumps(tree).encode(), REPORT_PAYLOAD_TYPE, key or self.key)
 
-    def evidence(self, lease: str, **changes: Any) -> dict[str, bytes]:
+    def evidence(self, lease: str, /, **changes: Any) -> dict[str, bytes]:
         work = self.assignment(lease)
         job = Envelope.from_json(work["job"])
         plan = canonical_json({"lease": lease, "image": IMAGE})

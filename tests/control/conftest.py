@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -72,6 +74,17 @@ def open_house(stack: ExitStack, folder: Path, limits: Limits | None = None) -> 
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in RAM where there is one: the server syncs every step to disk, and a hundred tests would wait for it."""
+    ram = Path("/dev/shm")
+    if not os.access(ram, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(prefix="sealrig-test-", dir=ram) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def house(folder: Path) -> Iterator[House]:
     with ExitStack() as stack:
-        yield open_house(stack, tmp_path)
+        yield open_house(stack, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from sqlalchemy import func, select, text
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from sandbox.control.api.auth import ControlDep
 from sandbox.control.database.models import EventRow, LeaseRow, NodeRow
@@ -32,9 +33,13 @@ def readyz(control: ControlDep) -> Response:
 def metrics(control: ControlDep) -> Response:
     """Send totals in the text format of Prometheus."""
     with control.database.read() as session:
-        leases = dict(session.execute(select(LeaseRow.state, func.count()).group_by(LeaseRow.state)).tuples().all())
-        nodes = dict(session.execute(select(NodeRow.state, func.count()).group_by(NodeRow.state)).tuples().all())
+        leases = _counts(session, LeaseRow.state)
+        nodes = _counts(session, NodeRow.state)
         nodes["stale"] = session.scalar(select(func.count()).select_from(NodeRow).where(NodeRow.stale)) or 0
         pending = session.scalar(select(func.count()).select_from(EventRow).where(EventRow.log_index.is_(None))) or 0
         last = session.scalar(select(func.max(EventRow.log_index)))
     return PlainTextResponse(control.metrics.render(leases, nodes, pending, 0 if last is None else last + 1))
+
+
+def _counts(session: Session, column: InstrumentedAttribute[str]) -> dict[str, int]:
+    return {row[0]: row[1] for row in session.execute(select(column, func.count()).group_by(column))}

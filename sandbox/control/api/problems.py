@@ -71,8 +71,8 @@ async def _on_purpose(request: Request, error: Exception) -> Response:
     details = dict(getattr(error, "details", {}))
     if isinstance(error, VerificationError):
         details["steps"] = [{"step": step.step, "ok": step.ok, "detail": step.detail} for step in error.steps]
-    if isinstance(error, LogError):
-        details = {"rule": details.get("rule", "log")}  # paths and states of the log are for the server's own log
+    if isinstance(error, LogError):  # paths and states of the log are for the server's own log
+        return problem(status, code, "the audit log does not answer as it should", {"rule": details.get("rule", "log"), "fix": "try again"})
     return problem(status, code, str(error), details)
 
 
