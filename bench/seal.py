@@ -28,14 +28,14 @@ from sandbox.sealing.keys import Identity
 MEMORY_GOAL_MIB = 64
 CHUNK = 1024 * 1024
 _MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from sandbox.sealing.bundle import open_bundle, seal
 from sandbox.sealing.keys import Identity
 who = Identity.generate()
 seal([Path(sys.argv[1])], Path(sys.argv[2]), recipients=[who.public], signer=who.signing_key)
 open_bundle(Path(sys.argv[2]), Path(sys.argv[3]), key=who)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 
 

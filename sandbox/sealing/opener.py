@@ -20,10 +20,10 @@ from sandbox.sealing.entries import Entry, Kind
 from sandbox.sealing.format import Header
 from sandbox.sealing.hashing import Progress
 from sandbox.sealing.keys import DataKey, Identity
+from sandbox.sealing.output import disk_error
 from sandbox.sealing.pipeline import Batch, Step, run
 from sandbox.sealing.reader import BundleReader, Limits
 from sandbox.sealing.source import FileSource
-from sandbox.sealing.stream import Stream
 from sandbox.sealing.tar import END, padding, tar_header
 
 _HOLE = 64 * 1024
@@ -56,9 +56,23 @@ def open_bundle(
     """Unpack a bundle into ``dest``, a new or empty folder, byte for byte with modes, times and links.
 
     Everything is written to a private folder first and moved when all of it is verified; on any error ``dest`` is as before.
-    Raises ``BundleError`` and its kinds, ``LimitError``, ``InputError`` (``dest`` is not empty), ``OSError`` (disk full).
+    Raises ``BundleError`` and its kinds, ``LimitError``, ``InputError`` (``dest`` is not empty, no such file, a full disk).
     """
-    with FileSource(path) as source:
+    try:
+        source = FileSource(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", rule="bundle-file", seen=error.strerror or "an error",
+                         wanted="a readable file", fix="check the name and its permissions") from error  # fmt: skip
+    try:
+        return _open(source, dest, key, limits, signers, progress)
+    except OSError as error:
+        raise disk_error(str(dest), error) from error
+
+
+def _open(
+    source: FileSource, dest: Path, key: DataKey | Identity, limits: Limits | None, signers: Collection[VerifyKey] | None, progress: Progress | None
+) -> OpenResult:
+    with source:
         reader = BundleReader(source, key, signers=signers, limits=limits)
         entries = list(reader.entries().values())
         with _Staging(dest) as staging:
@@ -286,7 +300,11 @@ class _Staging:
         name = f".sealrig-{secrets.token_hex(8)}.part"
         self._path = dest / name if self._inside else dest.parent / name
         self._path.mkdir(mode=0o700)
-        self.fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self.fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            self._path.rmdir()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,12 @@ from blake3 import blake3
 from sandbox.errors import InputError
 
 
+def disk_error(what: str, error: OSError) -> InputError:
+    """Return the error for a file that could not be written: a full disk, a quota, a failing device."""
+    return InputError(f"{what} cannot be written: {error.strerror}", rule="disk", seen=error.strerror or "an error", wanted="room and a sound disk",
+                      fix="free space, or choose another place")  # fmt: skip
+
+
 class Output:
     """Writes a new file under a temporary name beside its place, hashing what is written. ``commit`` puts it there."""
 
@@ -24,22 +30,25 @@ class Output:
         self.size = 0
         """Where ``write`` goes on."""
         self._temp = path.parent / f".{path.name[:200]}.{secrets.token_hex(8)}.part"
-        self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        self._done = False
+        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except BaseException:
+            os.close(self._folder)
+            raise
         try:
             room = os.fstatvfs(self._fd)
             if room.f_bavail * room.f_frsize < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                self._refuse(path)
         except BaseException:
-            self._discard()
+            self._close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._done:
-            self._discard()
+        self._close()
 
     def hash(self, data: memoryview | bytes) -> None:
         """Add bytes to the digest without writing them."""
@@ -71,16 +80,17 @@ class Output:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise
             self._temp.rename(self.path)  # a file system without hard links
-        else:
-            self._temp.unlink()
-        self._done = True
-        os.close(self._fd)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            os.fsync(self._folder)
+        except OSError:
+            self.path.unlink(missing_ok=True)  # told as a failure, so it must be one
+            raise
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         os.close(self._fd)
+        os.close(self._folder)
         self._temp.unlink(missing_ok=True)
+
+    @staticmethod
+    def _refuse(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

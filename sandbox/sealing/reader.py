@@ -112,20 +112,22 @@ class BundleReader:
         stop = entry.size if end is None else min(end, entry.size)
         if start < 0 or (end is not None and end < start):
             raise InputError("not a range", rule="range", seen=f"{start}-{end}", wanted="0 ≤ start ≤ end", fix="correct the range")
-        return self._pieces(entry.offset + start, entry.offset + stop)
+        return self.pieces(entry.offset + start, entry.offset + stop)
 
-    def segment(self, index: int) -> bytes:
-        """Return the plaintext of one segment of the payload. Raises ``BundleTamperedError`` if it does not verify."""
+    def segment(self, index: int) -> bytearray:
+        """Return the plaintext of one segment of the payload, which is shared: look, do not touch. Raises ``BundleTamperedError`` if it does not verify."""
         return self._segments.get(index)
 
     def close(self) -> None:
         """Forget decrypted segments; the source stays the caller's to close."""
         self._segments.close()
 
-    def _pieces(self, position: int, stop: int) -> Iterator[bytes]:
+    def pieces(self, position: int, stop: int) -> Iterator[bytes]:
+        """Yield the payload's plaintext from ``position`` up to ``stop``, both within it. Raises ``BundleTamperedError``."""
         while position < stop:
             index, place = segment_at(position)
-            piece = self.segment(index)[place : place + stop - position]
+            with memoryview(self.segment(index)) as plain:
+                piece = bytes(plain[place : place + stop - position])
             position += len(piece)
             yield piece
 

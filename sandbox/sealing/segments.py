@@ -25,11 +25,11 @@ class SegmentCache:
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="read-ahead") if ahead else None
         self._lock = threading.Lock()
-        self._futures: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._futures: OrderedDict[int, Future[bytearray]] = OrderedDict()
         self._last = -2
 
-    def get(self, index: int) -> bytes:
-        """Return segment ``index``. Raises ``BundleTamperedError`` if it does not verify, and what reading raises."""
+    def get(self, index: int) -> bytearray:
+        """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError`` if it does not verify, and what reading raises."""
         with self._lock:
             future, mine = self._claim(index)
             sequential = index in (self._last + 1, self._last)
@@ -53,23 +53,23 @@ class SegmentCache:
         with self._lock:
             self._futures.clear()
 
-    def _claim(self, index: int) -> tuple[Future[bytes], bool]:
+    def _claim(self, index: int) -> tuple[Future[bytearray], bool]:
         found = self._futures.get(index)
         if found is not None:
             self._futures.move_to_end(index)
             return found, False
-        future: Future[bytes] = Future()
+        future: Future[bytearray] = Future()
         self._futures[index] = future
         while len(self._futures) > self._capacity:
             self._futures.popitem(last=False)
         return future, True
 
-    def _load(self, index: int, future: Future[bytes]) -> None:
+    def _load(self, index: int, future: Future[bytearray]) -> None:
         try:
             low, high = self._stream.sealed_span(index)
             out = bytearray(high - low - TAG_BYTES)
             self._stream.open_segment(index, self._read_at(low, high - low), memoryview(out))
-            future.set_result(bytes(out))
+            future.set_result(out)
         except BaseException as error:  # noqa: BLE001  (raised again by everybody who waits)
             with self._lock:
                 if self._futures.get(index) is future:

@@ -18,7 +18,7 @@ from sandbox.sealing.format import Header, new_core, write_header
 from sandbox.sealing.hashing import Progress, digest_text
 from sandbox.sealing.index import index_size, write_index
 from sandbox.sealing.keys import DataKey, IdentityPublic
-from sandbox.sealing.output import Output
+from sandbox.sealing.output import Output, disk_error
 from sandbox.sealing.pipeline import Batch, Step, run
 from sandbox.sealing.scan import Found, Scan, changed, check_unchanged, scan, state_of
 from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
@@ -54,7 +54,7 @@ def seal(
 
     One folder: its contents become the bundle's root. Anything else: each source stands under its own name. ``lenient`` leaves out what
     no bundle can hold (devices, sockets, pipes, links that leave the tree) instead of refusing, and names it in the result.
-    Raises ``InputError`` (unusable or changing sources, an existing ``out``), ``LimitError``, ``UnsafePathError``, ``OSError`` (disk full).
+    Raises ``InputError`` (unusable or changing sources, an existing ``out``, a full disk), ``LimitError`` or ``UnsafePathError``.
     """
     _check_places(sources, out)
     seen = scan(sources, lenient=lenient)
@@ -69,17 +69,26 @@ def seal(
     )
     key = DataKey.generate()
     raw, header = write_header(core, tuple(recipient.wrap(key.raw, core.wrap_info) for recipient in recipients), signer)
-    with Output(out, header.total_size) as output:
-        output.write(raw)
-        payload = Stream.fresh(key, header.payload_aad, plain)
-        digests = _write_payload(payload, seen, entries, output, progress)
-        final = _with_digests(entries, digests)
-        _write_index(final, header, key, signer, output)
-        check_unchanged(seen)
-        output.commit()
+    try:
+        digest = _write(out, header, raw, seen, entries, key, signer, progress)
+    except OSError as error:
+        raise disk_error(str(out), error) from error
     files = sum(entry.kind is Kind.FILE for entry in entries)
     size = sum(entry.size for entry in entries)
-    return SealResult(out, digest_text(output.state), header.total_size, files, size, core.id, tuple(seen.skipped))
+    return SealResult(out, digest, header.total_size, files, size, core.id, tuple(seen.skipped))
+
+
+def _write(
+    out: Path, header: Header, raw: bytes, seen: Scan, entries: Sequence[Entry], key: DataKey, signer: SigningKey, progress: Progress | None
+) -> str:
+    with Output(out, header.total_size) as output:
+        output.write(raw)
+        payload = Stream.fresh(key, header.payload_aad, plain_size(header.payload_size))
+        digests = _write_payload(payload, seen, entries, output, progress)
+        _write_index(_with_digests(entries, digests), header, key, signer, output)
+        check_unchanged(seen)
+        output.commit()
+        return digest_text(output.state)
 
 
 def _check_places(sources: Sequence[Path], out: Path) -> None:
