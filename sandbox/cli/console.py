@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from enum import Enum
@@ -48,6 +48,8 @@ class Console:
     def __init__(self, *, json_output: bool = False, debug: bool = False) -> None:
         self.json = json_output
         self.debug = debug
+        self.ends = ExitStack()
+        """What is to be closed when the command is over, however it ends."""
         self._printed = False
 
     @property
@@ -195,7 +197,8 @@ def run(command: Callable[[Sequence[str]], object], args: Sequence[str]) -> int:
     here = Console(json_output="--json" in flags, debug="--debug" in flags)
     token = _current.set(here)
     try:
-        code = command(args)
+        with here.ends:
+            code = command(args)
     except KeyboardInterrupt:
         here.say("interrupted")
         return EXIT_INTERRUPTED

@@ -51,6 +51,7 @@ def open_log(place: str | None) -> LogReader:
         return LogReader.from_dir(Path(place))
     url = place.rstrip("/")
     client = httpx.Client(timeout=20.0)
+    console().ends.callback(client.close)
     # A server has its log below /log; any other log is named by its own prefix.
     for prefix in (url,) if url.endswith("/log") else (f"{url}/log", url):
         reader = LogReader.from_url(prefix, client)

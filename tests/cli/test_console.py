@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import sys
 from datetime import UTC, datetime
@@ -151,6 +152,36 @@ def test_progress_is_silent_without_a_terminal(capsys):
     with Console().progress("sealing") as progress:
         progress(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_shows_amount_and_rate_on_a_terminal_and_one_bar_after_the_other(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with Console().progress("hashing") as hashing, Console().progress("uploading") as uploading:
+        hashing(1024, 2048)
+        hashing(2048, 2048)
+        uploading(4096, 4096)
+    text = screen.getvalue()
+    assert text.index("hashing") < text.index("uploading")
+    assert "100%" in text
+    assert "2.0/2.0 KiB" in text
+
+
+def test_what_a_command_opened_is_closed_however_it_ends():
+    closed = []
+
+    def command(_args):
+        console().ends.callback(closed.append, 1)
+        raise BundleError("x")
+
+    assert run(command, []) == 1
+    assert closed == [1]
 
 
 def test_tables_keep_ids_whole_and_say_when_empty(capsys):

@@ -14,6 +14,7 @@ PROMISED = {
     "seal": ["--out", "-o", "--key", "--label"],
     "open": ["-o", "--key"],
     "inspect": ["--key"],
+    "mount": ["--key"],
     "cat": ["--range", "--key"],
     "push": ["--server"],
     "bundle list": ["--server"],
@@ -55,6 +56,8 @@ PROMISED = {
     "audit export": ["--log"],
     "audit verify": ["--log"],
     "audit prove": ["--log"],
+    "audit watch": ["--log"],
+    "audit witness": ["--log"],
 }
 
 

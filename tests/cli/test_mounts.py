@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Person, run
+
+pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
+
+
+@pytest.fixture
+def person(tmp_path):
+    person = Person(tmp_path / "home", "http://127.0.0.1:1")
+    person.run("key", "new", person.key).ok()
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "weights.bin").write_bytes(os.urandom(3_000_000))
+    person.run("seal", tmp_path / "src", "-o", tmp_path / "x.sealed").ok()
+    (tmp_path / "mnt").mkdir()
+    return person
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_mount_shows_the_files_until_it_is_ended(person, tmp_path, number):
+    mounting = person.spawn("mount", "mount", tmp_path / "x.sealed", tmp_path / "mnt", "--json")
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "mnt" / "weights.bin").exists():
+            assert mounting.running, mounting.text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (tmp_path / "mnt" / "weights.bin").read_bytes() == (tmp_path / "src" / "weights.bin").read_bytes()
+        with pytest.raises(OSError, match="Read-only"):
+            (tmp_path / "mnt" / "new").write_bytes(b"x")
+    finally:
+        code = mounting.stop(number)
+    assert code == 0, mounting.text()
+    assert str(tmp_path / "mnt") not in Path("/proc/self/mountinfo").read_text()
+    assert list((tmp_path / "mnt").iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_and_another_identity_are_refused(person, tmp_path):
+    full = person.run("mount", tmp_path / "x.sealed", tmp_path / "src", "--json")
+    assert (full.code, full.error["details"]["rule"]) == (1, "mount-folder")
+    run("key", "new", tmp_path / "other").ok()
+    foreign = person.run("mount", tmp_path / "x.sealed", tmp_path / "mnt", "--key", tmp_path / "other", "--json")
+    assert (foreign.code, foreign.error["code"]) == (1, "wrong-key")
+
+
+def test_without_the_extra_one_sentence_names_it(person, tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.cli.mounts.find_spec", lambda _name: None)
+    result = person.run("mount", tmp_path / "x.sealed", tmp_path / "mnt")
+    assert result.code == 1
+    assert "pip install 'sealrig[mount]'" in result.err
+
+
+def test_the_key_is_not_in_any_command_line(person, tmp_path):
+    mounting = person.spawn("mount", "mount", tmp_path / "x.sealed", tmp_path / "mnt")
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "mnt" / "weights.bin").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert [line for line in found.splitlines() if "sealing.mount" in line and len(line.split()) > 4] == []
+    finally:
+        mounting.stop()
