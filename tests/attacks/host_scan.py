@@ -48,7 +48,7 @@ def files(roots: Sequence[Path], *, outside_ram: bool) -> Iterator[Path]:
     passed = SKIPPED_KINDS | (MEMORY_KINDS if outside_ram else frozenset())
     for root in roots:
         for folder, names, entries in os.walk(root):
-            names[:] = [name for name in names if kinds.get(os.path.join(folder, name)) not in passed]
+            names[:] = [name for name in names if kinds.get(f"{folder}/{name}") not in passed]
             if _kind(folder, kinds) in passed:
                 names.clear()
                 continue

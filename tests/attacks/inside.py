@@ -1,7 +1,10 @@
 """Runs inside a job's container, as its hostile program: tries each attack and prints what happened as JSON lines.
 
-Needs nothing but Python's standard library. A probe returns text saying how it was stopped; it raises ``Escaped`` with what it got.
+Needs nothing but Python's standard library. A probe returns text saying how it was stopped; it raises ``EscapedError`` with what it got.
 """
+
+# A hostile program speaks to the kernel in its own words.
+# ruff: noqa: PTH109, PTH110, PTH115, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -16,22 +19,25 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.syscall.restype = ctypes.c_long
 NUMBERS = {  # x86-64, arch/x86/entry/syscalls/syscall_64.tbl
-    "ptrace": 101, "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169, "init_module": 175, "quotactl": 179, "add_key": 248, "request_key": 249,
-    "keyctl": 250, "unshare": 272, "perf_event_open": 298, "fanotify_init": 300, "name_to_handle_at": 303, "open_by_handle_at": 304,
-    "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313, "kexec_file_load": 320, "bpf": 321,
-    "userfaultfd": 323, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fspick": 433,
-    "pivot_root": 155, "chroot": 161, "acct": 163, "settimeofday": 164, "sethostname": 170, "syslog": 103, "iopl": 172, "ioperm": 173,
+    "ptrace": 101, "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169, "init_module": 175, "quotactl": 179, "add_key": 248,
+    "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298, "fanotify_init": 300, "name_to_handle_at": 303,
+    "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313,
+    "kexec_file_load": 320, "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "open_tree": 428, "move_mount": 429, "fsopen": 430,
+    "fsconfig": 431, "fspick": 433, "pivot_root": 155, "chroot": 161, "acct": 163, "settimeofday": 164, "sethostname": 170, "syslog": 103,
+    "iopl": 172, "ioperm": 173,
 }  # fmt: skip
+CHANGING = ("call_chroot", "clone_user_namespace", "call_unshare_mount", "call_unshare_user")
+"""Probes that change this process where they get through; they come last, so that no other probe profits."""
 PROBES: dict[str, tuple[str, Callable[[], str]]] = {}
 
 
-class Escaped(Exception):
+class EscapedError(Exception):
     """The attack got something."""
 
 
@@ -49,16 +55,16 @@ def refused(action: Callable[[], object]) -> str:
         got = action()
     except OSError as error:
         return f"{errno.errorcode.get(error.errno or 0, str(error.errno))}"
-    raise Escaped(repr(got)[:200])
+    raise EscapedError(repr(got)[:200])
 
 
 def syscall(name: str, *arguments: object) -> str:
     result = LIBC.syscall(NUMBERS[name], *arguments)
     code = ctypes.get_errno()
     if result >= 0:
-        raise Escaped(f"{name} returned {result}")
+        raise EscapedError(f"{name} returned {result}")
     if code in (errno.EFAULT, errno.EINVAL, errno.EBADF, errno.ENOENT, errno.ESRCH):
-        raise Escaped(f"{name} reached the kernel: {errno.errorcode[code]}")
+        raise EscapedError(f"{name} reached the kernel: {errno.errorcode[code]}")
     return errno.errorcode.get(code, str(code))
 
 
@@ -71,7 +77,7 @@ def status(field: str) -> str:
 
 def wanted(seen: object, want: object) -> str:
     if seen != want:
-        raise Escaped(f"seen {seen!r}, wanted {want!r}")
+        raise EscapedError(f"seen {seen!r}, wanted {want!r}")
     return repr(seen)
 
 
@@ -81,7 +87,7 @@ def wanted(seen: object, want: object) -> str:
 @probe("be root")
 def uid_is_not_root() -> str:
     if 0 in (*os.getresuid(), *os.getresgid(), *os.getgroups()):
-        raise Escaped(f"uids {os.getresuid()} gids {os.getresgid()} groups {os.getgroups()}")
+        raise EscapedError(f"uids {os.getresuid()} gids {os.getresgid()} groups {os.getgroups()}")
     return f"uid {os.getuid()}"
 
 
@@ -196,14 +202,14 @@ def call_i386() -> str:
     _, how = os.waitpid(child, 0)
     if os.WIFSIGNALED(how):
         return signal.Signals(os.WTERMSIG(how)).name
-    raise Escaped("the kernel answered")
+    raise EscapedError("the kernel answered")
 
 
 @probe("open a socket of a refused family with high bits set")
 def socket_high_bits() -> str:
     result = LIBC.syscall(ctypes.c_long(41), ctypes.c_long((1 << 32) | 40), ctypes.c_long(1), ctypes.c_long(0))
     if result >= 0:
-        raise Escaped(f"socket {result}")
+        raise EscapedError(f"socket {result}")
     return errno.errorcode.get(ctypes.get_errno(), "error")
 
 
@@ -224,7 +230,7 @@ def clone_user_namespace() -> str:
         os._exit(0)
     if result > 0:
         os.waitpid(result, 0)
-        raise Escaped("a child in its own user namespace")
+        raise EscapedError("a child in its own user namespace")
     return errno.errorcode.get(ctypes.get_errno(), "?")
 
 
@@ -355,7 +361,8 @@ def network_dns() -> str:
 
 @probe("see network interfaces other than loopback")
 def network_interfaces() -> str:
-    return wanted([name for _, name in socket.if_nameindex() if name not in ("lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0")], [])
+    fallback = ("lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0")  # what some kernels put into every namespace
+    return wanted([name for _, name in socket.if_nameindex() if name not in fallback], [])
 
 
 # ---- files of the host
@@ -381,7 +388,8 @@ def execute_tmp() -> str:
 
 @probe("find the engine's socket")
 def engine_socket() -> str:
-    places = ("/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock", "/run/nvidia-persistenced/socket", "/tmp/nvidia-mps")
+    docker = ("/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock")
+    places = (*docker, "/run/nvidia-persistenced/socket", "/tmp/nvidia-mps")
     return wanted([place for place in places if Path(place).exists()], [])
 
 
@@ -392,8 +400,8 @@ def make_device() -> str:
 
 @probe("find device nodes beyond the usual")
 def device_nodes() -> str:
-    usual = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "mqueue", "fd", "stdin", "stdout", "stderr", "core", "net", "fuse"}
-    return wanted(sorted(name for name in os.listdir("/dev") if name not in usual or name == "fuse"), [])
+    plain = "null zero full random urandom tty console ptmx pts shm mqueue fd stdin stdout stderr core net"
+    return wanted(sorted(set(os.listdir("/dev")) - set(plain.split())), [])
 
 
 @probe("open other GPUs' device nodes")
@@ -433,17 +441,17 @@ def masked_files() -> str:
 
 @probe("set the program that handles core dumps, the classic escape")
 def core_pattern() -> str:
-    return refused(lambda: open("/proc/sys/kernel/core_pattern", "w").write("|/tmp/x"))  # noqa: SIM115
+    return refused(lambda: open("/proc/sys/kernel/core_pattern", "w").write("|/tmp/x"))
 
 
 @probe("set the module loader's path")
 def modprobe_path() -> str:
-    return refused(lambda: open("/proc/sys/kernel/modprobe", "w").write("/tmp/x"))  # noqa: SIM115
+    return refused(lambda: open("/proc/sys/kernel/modprobe", "w").write("/tmp/x"))
 
 
 @probe("trigger a kernel action (sysrq)")
 def sysrq() -> str:
-    return refused(lambda: open("/proc/sysrq-trigger", "w").write("h"))  # noqa: SIM115
+    return refused(lambda: open("/proc/sysrq-trigger", "w").write("h"))
 
 
 @probe("escape through the cgroup release agent (CVE-2022-0492)")
@@ -495,7 +503,8 @@ def writable_mounts() -> str:
         kind = right.split()[0]
         virtual = kind in ("proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2")
         masked = os.path.exists(place) and stat.S_ISCHR(os.stat(place).st_mode)  # /dev/null laid over a file of the kernel's
-        if "rw" in options.split(",") and not virtual and not masked and os.access(place, os.W_OK) and place not in ("/dev", "/dev/shm", "/tmp", "/out", "/dev/console"):
+        ours = place in ("/dev", "/dev/shm", "/tmp", "/out", "/dev/console")
+        if "rw" in options.split(",") and not (virtual or masked or ours) and os.access(place, os.W_OK):
             found.append(f"{place} ({kind})")
     return wanted(found, [])
 
@@ -537,7 +546,7 @@ def keys_in_mounts() -> str:
 
 @probe("write a core dump")
 def core_dump() -> str:
-    import resource  # noqa: PLC0415
+    import resource
 
     return wanted(resource.getrlimit(resource.RLIMIT_CORE), (0, 0))
 
@@ -549,13 +558,13 @@ def huge_allocation() -> str:
 
 @probe("raise limits")
 def raise_limits() -> str:
-    import resource  # noqa: PLC0415
+    import resource
 
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (OSError, ValueError) as error:
         return str(error)
-    raise Escaped("core limit raised")
+    raise EscapedError("core limit raised")
 
 
 @probe("renice to the front")
@@ -575,19 +584,34 @@ def hostname() -> str:
     return refused(lambda: socket.sethostname("owned"))
 
 
+def attempt(function: Callable[[], str]) -> tuple[bool, str]:
+    try:
+        return True, function()
+    except EscapedError as escape:
+        return False, str(escape)
+    except Exception as error:  # noqa: BLE001  (a probe that breaks proves nothing, and says so)
+        return False, f"the probe broke: {type(error).__name__}: {error}"
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Return probes in the order in which they run."""
+    return sorted(names, key=CHANGING.__contains__)
+
+
 def main() -> None:
-    only = set(sys.argv[1:])
-    print(json.dumps({"kernel": platform.release(), "uid": os.getuid()}))
-    for name, (tried, function) in PROBES.items():
-        if only and name not in only:
-            continue
-        try:
-            blocked, happened = True, function()
-        except Escaped as escape:
-            blocked, happened = False, str(escape)
-        except Exception as error:  # noqa: BLE001  (a probe that breaks proves nothing, and says so)
-            blocked, happened = False, f"the probe broke: {type(error).__name__}: {error}"
-        print(json.dumps({"probe": name, "tried": tried, "blocked": blocked, "happened": happened}), flush=True)
+    sys.stdout.write(json.dumps({"kernel": platform.release(), "gvisor": "gvisor" in dmesg().lower()}) + "\n")
+    for name in ordered(sys.argv[1:] or PROBES):
+        tried, function = PROBES[name]
+        blocked, happened = attempt(function)
+        sys.stdout.write(json.dumps({"probe": name, "tried": tried, "blocked": blocked, "happened": happened}) + "\n")
+        sys.stdout.flush()
+
+
+def dmesg() -> str:
+    """Return the kernel's own messages as far as this process may read them; gVisor introduces itself there."""
+    text = ctypes.create_string_buffer(8192)
+    got = LIBC.syscall(NUMBERS["syslog"], 3, text, 8192)
+    return text.value.decode("ascii", "replace") if got > 0 else ""
 
 
 if __name__ == "__main__":
