@@ -139,6 +139,8 @@ class OpenClDevice:
 
     @property
     def _grid(self) -> tuple[int, int]:
+        if self._device.type & cl.device_type.CPU:
+            return self.facts.units, 1  # one long loop a core: neighbours stay in one cache line
         return self.facts.units * _VISITS * _GROUP, _GROUP
 
     def _run(self, kernel: Any, grid: tuple[int, int], *arguments: object) -> None:  # noqa: ANN401  (pyopencl kernels are untyped)
