@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine import ensure_engine
 from environment import ensure_environment
-from system import Refusal, ensure_tools, prefix_root, run
+from system import Refusal, ensure_test_tools, ensure_tools, prefix_root, run
 
 ROOT = Path(__file__).resolve().parents[2]
 USAGE = """usage: ./dev COMMAND
@@ -31,6 +31,7 @@ def demo(words: Sequence[str]) -> int:
 
 def test(words: Sequence[str]) -> int:
     """Run the tests under coverage; the exit code is the tests' own, or the report's where they pass."""
+    ensure_test_tools()  # before the engine starts, which takes up runsc where there is one
     _machine()
     env = _environment()
     coverage = str(_bin("coverage"))

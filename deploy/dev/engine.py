@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -95,7 +96,8 @@ def _start_own(root: Path, own: Path, host: str) -> None:
     said = ""
     for extra in ([], ["--iptables=false", "--ip6tables=false", "--bridge=none"]):
         say(f"starting a Docker Engine of our own (log: {log})")
-        base = ["dockerd", "--data-root", str(root / ".dev" / "docker"), "--exec-root", str(own / "exec")]
+        base = ["dockerd", "--config-file", str(_settings(root)), "--data-root", str(root / ".dev" / "docker")]
+        base += ["--exec-root", str(own / "exec")]
         command = prefix_root([*base, "-H", host, "-p", str(own / "docker.pid"), *extra])
         with log.open("wb") as out:
             # All three streams go elsewhere and the session is new: whoever waits for our output must not wait for the daemon.
@@ -114,6 +116,16 @@ def _start_own(root: Path, own: Path, host: str) -> None:
         process.wait()
         said = log.read_text(errors="replace").strip().rpartition("\n")[2]
     raise Refusal(f"Docker Engine does not start here ({said[-300:]}); start one and set DOCKER_HOST")
+
+
+def _settings(root: Path) -> Path:
+    """Write the engine's settings: gVisor as a second runtime where it is installed. Without network; ptrace works in a VM too."""
+    runtimes = {}
+    if runsc := find("runsc"):
+        runtimes["runsc"] = {"path": runsc, "runtimeArgs": ["--network=none", "--platform=ptrace"]}
+    place = root / ".dev" / "dockerd.json"
+    place.write_text(json.dumps({"runtimes": runtimes}))
+    return place
 
 
 def _wait(host: str, process: subprocess.Popen[bytes] | None) -> bool:

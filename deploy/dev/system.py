@@ -21,6 +21,16 @@ TOOLS = {
     "nsenter": "util-linux",
     "strace": "strace",
 }
+# What only tests call: without one of these the tests that want it are skipped, and say so.
+TEST_TOOLS = {
+    "age": "age",
+    "apparmor_parser": "apparmor",
+    "chromium": "chromium",
+    "runsc": "runsc",
+    "swtpm": "swtpm",
+    "swtpm_setup": "swtpm-tools",
+    "tpm2_quote": "tpm2-tools",
+}
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 _updated = False
 
@@ -63,6 +73,15 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
 def ensure_tools() -> None:
     """Install the packages of missing tools. Raises ``Refusal`` where that is not possible."""
     install(sorted({package for tool, package in TOOLS.items() if find(tool) is None}))
+
+
+def ensure_test_tools() -> None:
+    """Install what tests call beyond that; a distribution that lacks one of them is told of, and no obstacle."""
+    for package in sorted({package for tool, package in TEST_TOOLS.items() if find(tool) is None}):
+        try:
+            install([package])
+        except Refusal as refusal:
+            say(f"going on without {package}: {refusal}")
 
 
 def install(packages: Sequence[str]) -> None:
