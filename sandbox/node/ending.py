@@ -5,6 +5,7 @@ Nothing here can be skipped and nothing goes back. The wipe never waits for the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from attestation.collect.runner import runner_digest
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
 from attestation.signing import Envelope, sign_envelope
 from attestation.wipe import WIPE_PAYLOAD_TYPE
+from sandbox.errors import SealrigError
 from sandbox.lifecycle import LeaseState, Outcome, end_state
 from sandbox.node.journal import Journal
 from sandbox.node.limits import Verdict
+from sandbox.node.views import servers
 from sandbox.node.wipe import Remains, wipe
 
 if TYPE_CHECKING:
@@ -127,6 +130,9 @@ def finish(node: Node, ending: Ending, journal: Journal, reporter: Reporter, acc
         documents={"run": ending.run} if ending.run is not None else None,
     )
     report = wipe_now(node, ending.lease, journal, ending.gpus)
+    for view in account.views if account is not None else ():
+        with contextlib.suppress(SealrigError):
+            view.stop()  # collects the process; whether the view is gone is the wipe's to say
     _certify(node, ending.lease, journal, report)
     if account is not None and account.logs is not None and not account.logs.sent(LOG_SECONDS):
         account.logs.give_up()
@@ -137,8 +143,16 @@ def finish(node: Node, ending: Ending, journal: Journal, reporter: Reporter, acc
 
 def wipe_now(node: Node, lease: str, journal: Journal, gpus: tuple[str, ...]) -> WipeReport:
     """Wipe; where a step is not proven the node is in quarantine before anything else happens."""
-    kind = journal.recall().facts.get("kind")
-    remains = Remains(lease=lease, node=node.id, folder=journal.folder, kind=kind if kind in ("tmpfs", "fscrypt") else None, gpus=gpus)
+    recalled = journal.recall()
+    kind = recalled.facts.get("kind")
+    remains = Remains(
+        lease=lease,
+        node=node.id,
+        folder=journal.folder,
+        kind=kind if kind in ("tmpfs", "fscrypt") else None,
+        gpus=gpus,
+        servers=servers(recalled.facts.get("servers")),
+    )
     report = wipe(remains, node.engine, node.gpu_wiper)
     if report.proven:
         node.gpus.give_back(lease)

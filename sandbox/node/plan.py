@@ -103,6 +103,8 @@ class HostFacts:
     cdi: tuple[str, ...] = ()
     nofile: int = NOFILE
     egress: tuple[EgressRule, ...] = ()
+    views: bool = False
+    """Whether inputs with lazy access are decrypted on demand; otherwise they are unpacked like all others."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,10 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
     spec = job.spec
     resources = spec.resources
     folder = host.folder
-    binds = [Bind(str(input_folder(folder, number)), item.path, read_only=True) for number, item in enumerate(spec.inputs)]
+    binds = [
+        Bind(str(input_folder(folder, number, view=host.views and item.access == "lazy")), item.path, read_only=True)
+        for number, item in enumerate(spec.inputs)
+    ]
     binds += [Bind(str(folder.out), spec.output.path, read_only=False), Bind(str(folder.tmp), "/tmp", read_only=False)]
     taken = {bind.target for bind in binds}
     shadows = [Tmpfs(target, SHADOW_BYTES) for target in sorted(set(image.volumes)) if target.rstrip("/") not in taken]
@@ -227,9 +232,9 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
     )
 
 
-def input_folder(folder: LeaseFolder, number: int) -> Path:
-    """Return where the files of input ``number`` stand on the host."""
-    return folder.inputs / str(number)
+def input_folder(folder: LeaseFolder, number: int, *, view: bool) -> Path:
+    """Return where the files of input ``number`` stand on the host: unpacked in scratch, or in a view that decrypts on demand."""
+    return (folder.views if view else folder.inputs) / str(number)
 
 
 def forbidden_env(name: str) -> bool:

@@ -22,6 +22,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -37,12 +38,13 @@ from sandbox.admission import launch_request
 from sandbox.errors import JobError, ReleaseError, SealrigError, ServerError
 from sandbox.job import JOB_PAYLOAD_TYPE, JobStatement, parse_statement
 from sandbox.lifecycle import LeaseState, Outcome
-from sandbox.node import egress, evidence, inputs, limits, output
+from sandbox.node import egress, evidence, inputs, limits, output, views
 from sandbox.node.inbox import Ended, Inbox
 from sandbox.node.limits import Verdict
 from sandbox.node.logs import LogStream
-from sandbox.node.plan import HostFacts, LaunchPlan, ScratchKind, input_folder, make_plan
+from sandbox.node.plan import HostFacts, LaunchPlan, ScratchKind, make_plan
 from sandbox.node.scratch.choose import available_kinds, available_memory, choose, scratch_of
+from sandbox.node.views import Server
 from sandbox.sealing.keys import DataKey, LeaseKey
 from sandbox.sealing.logs import LogSealer
 from sandbox.sealing.public import IdentityPublic
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from sandbox.node.journal import Journal
     from sandbox.node.layout import LeaseFolder
     from sandbox.node.report import Reporter
+    from sandbox.sealing.mount import Mount
 
 _log = structlog.get_logger("sealrig.node")
 WATCH_SECONDS = 0.2
@@ -73,6 +76,8 @@ class Account:
     exit_code: int | None = None
     logs: LogStream | None = None
     result: output.Result | None = None
+    views: list[Mount] = field(default_factory=list)
+    servers: list[Server] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,7 @@ def attest(story: Story, placed: Placed) -> Attested:
         seccomp=node.seccomp,
         apparmor=node.apparmor,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        views=views.available(),
         egress=() if job.spec.network == "none" else egress.resolve(job.spec.network.egress),
         **node.gpus.devices(story.account.gpus),
     )
@@ -301,11 +307,21 @@ def furnish(story: Story, unlocked: Unlocked) -> Furnished:
     scratch_of(plan.scratch_kind).open(story.folder, plan.scratch)
     for number, item in enumerate(attested.placed.statement.job.spec.inputs):
         story.go_on()
-        inputs.open_input(
-            story.node.folder.cache, input_folder(story.folder, number), item.bundle, unlocked.keys[item.bundle], budget=plan.scratch
-        )
+        key, place = unlocked.keys[item.bundle], Path(plan.binds[number].source)
+        if place.parent == story.folder.views:
+            _show(story, place, item.bundle, key)
+        else:
+            inputs.open_input(story.node.folder.cache, place, item.bundle, key, budget=plan.scratch)
     unlocked.keys.clear()
     return Furnished(attested)
+
+
+def _show(story: Story, place: Path, bundle: str, key: DataKey) -> None:
+    story.journal.write("view", place=place.name)
+    mount, server = views.show(inputs.cached(story.node.folder.cache, bundle), place, key)
+    story.account.views.append(mount)
+    story.account.servers.append(server)
+    story.journal.write("view", place=place.name, servers=[[item.pid, item.started] for item in story.account.servers])
 
 
 def launch(story: Story, furnished: Furnished) -> Launched:
@@ -339,6 +355,9 @@ def run(story: Story, launched: Launched) -> Ran:
         end, stopped, full = _watch(story, launched, reader, started + plan.lease_seconds)
         reader.join(END_SECONDS)
     refused = _blocked(node, plan, logs)
+    for view in story.account.views:
+        for problem in view.problems[:16]:
+            logs.note(f"an input could not be read: {problem.get('message', 'damaged')}"[:500])
     logs.finish()
     story.account.exit_code = end.exit_code if end else None
     size = limits.tree_bytes(story.folder.out)

@@ -21,6 +21,7 @@ from sandbox.node.layout import LeaseFolder, container_name
 from sandbox.node.media import disk_of
 from sandbox.node.scratch.choose import all_kinds, scratch_of
 from sandbox.node.scratch.kernel import mounts_under
+from sandbox.node.views import Server, end
 
 if TYPE_CHECKING:
     from sandbox.node.engine import Engine
@@ -42,6 +43,7 @@ class Remains:
     folder: LeaseFolder
     kind: ScratchKind | None = None
     gpus: tuple[str, ...] = ()
+    servers: tuple[Server, ...] = ()
 
 
 @dataclass
@@ -97,6 +99,7 @@ def wipe(remains: Remains, engine: Engine, gpu_wiper: GpuWiper) -> WipeReport:
     proven = True
     for scratch in kinds:
         proven &= record.run(f"scratch-{scratch.kind}", str(folder.data), partial(_scratch, scratch, folder))
+    proven &= record.run("views", str(folder.views), partial(_views, remains))
     proven &= record.run("data-folder", str(folder.data), lambda: _data_folder(folder))
     media = []
     if remains.kind == "tmpfs":
@@ -188,6 +191,13 @@ def _gpus(remains: Remains, wiper: GpuWiper, record: _Record) -> tuple[GpuWipe, 
 def _scratch(scratch: Scratch, folder: LeaseFolder) -> _Proofs:
     for proof in scratch.destroy(folder):
         yield proof.step, proof.target, proof.action, proof.seen, proof.wanted, proof.ok
+
+
+def _views(remains: Remains) -> _Proofs:
+    """End the processes that served decrypted views; each held a data key."""
+    left = [str(server.pid) for server in remains.servers if not end(server)]
+    seen = f"{', '.join(left) or 'none'} of {len(remains.servers)} processes left"
+    yield "views", str(remains.folder.views), "wait for their end, then kill", seen, "none left", not left
 
 
 def _data_folder(folder: LeaseFolder) -> _Proofs:

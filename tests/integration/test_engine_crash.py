@@ -13,9 +13,10 @@ import pytest
 from attestation.certificate import verify_certificate
 from attestation.signing import Envelope
 from sandbox.lifecycle import LeaseState, Outcome
-from sandbox.node import start
+from sandbox.node import start, views
 from sandbox.node.init import init_node
 from sandbox.node.supervisor import Supervisor
+from sandbox.sealing.bundle import data_key, read_header, seal
 from sandbox.sealing.keys import Identity
 from tests.node.crashing_node import run_until_killed
 from tests.node.fake_control import POLICY, FakeControl
@@ -41,15 +42,25 @@ def forks():
 class Case:
     """One node folder and its control plane, over several lives of the node."""
 
-    def __init__(self, root: Path, image: str, kind: str, url: str, control: FakeControl) -> None:
+    def __init__(self, root: Path, image: str, kind: str, url: str, control: FakeControl, *, view: bool = False) -> None:
         self.root, self.control = root, control
         control.policy = POLICY + f"  scratch: {{kind: {kind}}}\n".encode()
         init_node(root, server=url, token="token")
+        spec, keys = {}, {}
+        if view:
+            (root / "source").mkdir()
+            (root / "source" / "w").write_text("weights")
+            made = seal([root / "source"], root / "bundle", recipients=[control.customer.public], signer=control.customer.signing_key)
+            raw = (root / "bundle").read_bytes()
+            control.bundles[made.digest] = raw
+            keys = {made.digest: data_key(read_header(raw), control.customer).raw}
+            spec = {"inputs": [{"bundle": made.digest, "path": "/in/a", "access": "lazy"}]}
         self.lease = control.submit(
-            {
+            spec | {
                 "image": image, "command": ["/bin/sh", "-c", "echo secret > /out/x; echo secret > /tmp/y; sleep 0.3"], "lease": {"duration": "30s"},
                 "resources": {"scratch": "16Mi", "memory": "64Mi"},
-            }  # fmt: skip
+            },  # fmt: skip
+            keys,
         )
 
     def live_and_die(self, forks, event: str, when: str) -> None:
@@ -77,7 +88,7 @@ class Case:
 def case(tmp_path, busybox_image):
     control = FakeControl(Identity.generate())
     with served(control) as url:
-        yield lambda kind: Case(tmp_path / "node", busybox_image, kind, url, control)
+        yield lambda kind, **more: Case(tmp_path / "node", busybox_image, kind, url, control, **more)
 
 
 @pytest.mark.parametrize("when", ["after", "torn"])
@@ -104,6 +115,29 @@ def test_killed_with_scratch_in_memory(case, forks, event):
     walk.live_and_die(forks, event, "after")
     walk.live_again()
     assert walk.lease.state is LeaseState.CLOSED
+
+
+@pytest.mark.parametrize(("event", "when"), [("view", "after"), ("create", "after"), ("state:running", "after"), ("ended", "torn")])
+def test_killed_while_a_view_is_served(case, forks, event, when):
+    if not views.available():
+        pytest.skip("needs FUSE and the mount extra")
+    before = _view_servers()
+    walk = case("tmpfs", view=True)
+    walk.live_and_die(forks, event, when)
+    walk.live_again()
+    assert walk.lease.state is LeaseState.CLOSED
+    assert _view_servers() == before
+
+
+def _view_servers() -> set[str]:
+    found = set()
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"sandbox.sealing.mount" in place.read_bytes():
+                found.add(place.parent.name)
+        except OSError:
+            continue
+    return found
 
 
 def test_killed_twice_and_in_the_wipe(case, forks):
