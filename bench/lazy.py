@@ -1,7 +1,7 @@
 """A mounted bundle against the plain file and an empty FUSE server: ``python -m bench.lazy [--json] [--size 512Mi]``. Needs root, fuse3.
 
-``first byte`` runs from the start of the mounting process to the first byte read, and must not depend on the size. Sequential rows read the file once
-through the kernel's page cache, dropped before; the null server answers the same requests from memory and does nothing else.
+``first byte`` runs from the start of the mounting process to the first byte read, and must not depend on the size. Sequential rows read
+the file once through the kernel's page cache; the null server answers the same requests from memory and does nothing else.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     times: dict[str, list[float]] = {"first": [], "view": [], "null": [], "plain": [], "again": []}
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sealrig-bench-") as name:  # noqa: S108  (tmpfs is wanted)
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sealrig-bench-") as name:
         root = Path(name)
         (root / "view").mkdir()
         block = os.urandom(CHUNK)
@@ -90,11 +90,34 @@ def main() -> None:
     first = round(middle["first"] * 1000, 1)
     rows = [
         Row("first byte, from nothing", first, "ms", "", None, None, "< 100 ms", first < 100),
-        Row("sequential", speed["view"], "GB/s", "null FUSE server", speed["null"], round(speed["view"] / speed["null"], 2), ">= 1 GB/s", speed["view"] >= 1),
+        Row(
+            "sequential",
+            speed["view"],
+            "GB/s",
+            "null FUSE server",
+            speed["null"],
+            round(speed["view"] / speed["null"], 2),
+            ">= 1 GB/s",
+            speed["view"] >= 1,
+        ),
         Row("sequential", speed["view"], "GB/s", "plain file", speed["plain"], round(speed["view"] / speed["plain"], 2), "", None),
-        Row("sequential, cached by the kernel", speed["again"], "GB/s", "plain file", speed["plain"], round(speed["again"] / speed["plain"], 2), "", None),
+        Row(
+            "sequential, cached by the kernel",
+            speed["again"],
+            "GB/s",
+            "plain file",
+            speed["plain"],
+            round(speed["again"] / speed["plain"], 2),
+            "",
+            None,
+        ),
     ]
-    machine = {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(), "load": round(os.getloadavg()[0], 2)}
+    machine = {
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }
     if options.json:
         print(json.dumps({"bench": "lazy", "machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
         return

@@ -1,8 +1,8 @@
 """Sealing and opening against named peers, interleaved in the same run: ``python -m bench.seal [--json] [--size 512Mi] [--files 20000]``.
 
-Every round runs each contestant once, in turn, so that a busy machine is busy for all of them; a row compares medians. ``ratio`` is how many
-times faster we are than the peer (for memory: our value alone counts), ``ok`` is computed from ``goal``. Our calls run in this process; peers
-are their own programs. Caches are warm; rows named ``disk`` end with fsync on both sides.
+Every round runs each contestant once, in turn, so that a busy machine is busy for all of them; a row compares medians. ``ratio`` is how
+many times faster we are than the peer, ``ok`` is computed from ``goal``. Our calls run in this process; peers are their own programs.
+Caches are warm; rows named ``disk`` end with fsync on both sides.
 """
 
 from __future__ import annotations
@@ -157,9 +157,8 @@ def bench_file(bench: Bench, rounds: int) -> list[Row]:
             bench.time("openssl enc", lambda: _sh(*_openssl(data, new)), new)
             bench.time("openssl enc -d", lambda: _sh(*_openssl(ssl, new), "-d"), new)
         if tink:
-            encrypt, decrypt = tink
-            bench.time("tink-python", lambda: encrypt(data, new), new)
-            bench.time("tink-python -d", lambda: decrypt(tinked, new), new)
+            bench.time("tink-python", lambda: tink[0](data, new), new)
+            bench.time("tink-python -d", lambda: tink[1](tinked, new), new)
     size = f"{bench.size // 2**20} MiB, tmpfs"
     rows = [bench.faster(f"seal {size}", "seal", "cp", 0.6), bench.faster(f"open {size}", "open", "cp", 0.9)]
     for peer in peers:

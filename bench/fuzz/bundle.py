@@ -1,7 +1,7 @@
 """Fuzz the bundle format: ``python -m bench.fuzz.bundle [--seconds 60] [--seed N]``.
 
-Every bit of a small bundle is flipped once, in random order; then random cuts, splices and fillings. Each case must be refused by a ``BundleError``; anything else (another
-exception, or success) is printed with its seed and ends the run with exit code 1.
+Every bit of a small bundle is flipped once, in random order; then random cuts, splices and fillings. Each case must be refused by a
+``BundleError``; anything else (another exception, or success) is printed with its seed and ends the run with exit code 1.
 """
 
 from __future__ import annotations

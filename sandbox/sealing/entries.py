@@ -137,7 +137,10 @@ def check_path(path: bytes) -> bytes:
 
 
 def order(path: bytes) -> bytes:
-    """Return the key by which entries are ordered: a folder first, then what is in it. (NUL is in no name and before all.)"""
+    """Return the key by which entries are ordered: a folder first, then what is in it.
+
+    NUL is in no name and sorts before everything.
+    """
     return path.replace(b"/", b"\0")
 
 

@@ -157,8 +157,13 @@ class Header:
         if not isinstance(tree, dict) or set(tree) != _FIELDS or canonical_json(tree) != document:
             raise _malformed("other fields, or another spelling")
         if tree["type"] != _TYPE or tree["v"] != 1 or isinstance(tree["v"], bool) or tree["suite"] != SUITE_NAME:
-            raise BundleError("the bundle is of another kind or version", rule="bundle-version", seen=str(tree["suite"])[:80], wanted=SUITE_NAME,
-                              fix="open it with the version of Sealrig that made it")  # fmt: skip
+            raise BundleError(
+                "the bundle is of another kind or version",
+                rule="bundle-version",
+                seen=str(tree["suite"])[:80],
+                wanted=SUITE_NAME,
+                fix="open it with the version of Sealrig that made it",
+            )
         recipients = _recipients(tree["recipients"])
         core = Core(
             id=_text(tree["id"], _HEX32), created_at=_text(tree["created_at"], _TIME), labels=check_labels(tree["labels"]),
@@ -182,8 +187,13 @@ def new_core(
         raise InputError("not a usable list of recipients", rule="recipients", seen=f"{len(to)} ({len(set(to))} different)",
                          wanted=f"1 to {MAX_RECIPIENTS}, each once", fix="name each recipient once")  # fmt: skip
     if payload_size > MAX_PAYLOAD_BYTES or index_size > MAX_INDEX_BYTES:
-        raise LimitError("too much for one bundle", rule="bundle-size", seen=f"{payload_size} and {index_size} bytes",
-                         wanted=f"≤ {MAX_PAYLOAD_BYTES} bytes of payload and {MAX_INDEX_BYTES} of index", fix="seal it in parts")  # fmt: skip
+        raise LimitError(
+            "too much for one bundle",
+            rule="bundle-size",
+            seen=f"{payload_size} and {index_size} bytes",
+            wanted=f"≤ {MAX_PAYLOAD_BYTES} bytes of payload and {MAX_INDEX_BYTES} of index",
+            fix="seal it in parts",
+        )
     moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     try:
         checked = check_labels(dict(labels))
@@ -225,8 +235,13 @@ def read_header(source: BinaryIO | bytes) -> Header:
     try:
         return _verified(raw[_PREFIX_BYTES:end], payload_offset)
     except SignatureError as error:
-        raise BundleTamperedError("the bundle's header was changed", rule="bundle-signature", seen=str(error.details.get("seen", "")),
-                                  wanted="the header as its sealer signed it", fix="get the bundle again from its source") from error  # fmt: skip
+        raise BundleTamperedError(
+            "the bundle's header was changed",
+            rule="bundle-signature",
+            seen=str(error.details.get("seen", "")),
+            wanted="the header as its sealer signed it",
+            fix="get the bundle again from its source",
+        ) from error
     except AttestationError as error:
         raise _malformed(str(error.details.get("seen", error.message))[:200]) from error
 
@@ -292,8 +307,13 @@ def _read_up_to(file: BinaryIO, count: int) -> bytes:
 
 
 def _malformed(seen: str) -> BundleError:
-    return BundleError("the bundle's header is malformed", rule="bundle-header", seen=seen, wanted="a header as docs/format.md describes it",
-                       fix="get the bundle again from its source")  # fmt: skip
+    return BundleError(
+        "the bundle's header is malformed",
+        rule="bundle-header",
+        seen=seen,
+        wanted="a header as docs/format.md describes it",
+        fix="get the bundle again from its source",
+    )
 
 
 def _bad_label(seen: str, wanted: str) -> BundleError:

@@ -86,8 +86,13 @@ def _check_end(line: bytes, count: int, header: Header, digest: bytes) -> None:
     try:
         header.signer.verify(signature, _message(header, digest))
     except AttestationError as error:
-        raise BundleTamperedError("the bundle's contents are not what its sealer signed", rule="index-signature", seen="other contents",
-                                  wanted=f"contents signed by {header.signer.key_id}", fix="get the bundle again from its source") from error  # fmt: skip
+        raise BundleTamperedError(
+            "the bundle's contents are not what its sealer signed",
+            rule="index-signature",
+            seen="other contents",
+            wanted=f"contents signed by {header.signer.key_id}",
+            fix="get the bundle again from its source",
+        ) from error
 
 
 def _message(header: Header, digest: bytes) -> bytes:

@@ -189,8 +189,13 @@ def _read_private(path: Path) -> bytes:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > KEY_FILE_MAX_BYTES:
-            raise KeyFileError(f"{path} is not a key file", rule="key-file", seen=f"{status.st_size} bytes",
-                               wanted=f"a plain file of at most {KEY_FILE_MAX_BYTES} bytes", fix="name the folder that 'key new' made")  # fmt: skip
+            raise KeyFileError(
+                f"{path} is not a key file",
+                rule="key-file",
+                seen=f"{status.st_size} bytes",
+                wanted=f"a plain file of at most {KEY_FILE_MAX_BYTES} bytes",
+                fix="name the folder that 'key new' made",
+            )
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
             raise KeyFileError(f"{path} can be read by others", rule="key-mode", seen=f"{mode:04o}", wanted="0600", fix=f"chmod 600 {path}")
@@ -245,8 +250,13 @@ def _unlock(path: Path, raw: bytes, passphrase: str | None) -> bytes:
         salt, nonce = b64decode(protection["salt"]), b64decode(protection["nonce"])
         return AESGCM(_stretch(passphrase, salt)).decrypt(nonce, data, canonical_json(protection))
     except (InvalidTag, ValueError, AttestationError) as error:
-        raise KeyFileError(f"{path}: wrong passphrase, or the file is damaged", rule="passphrase", seen="a key that does not open it",
-                           wanted="the passphrase it was made with", fix="try again, or restore the key file from a copy") from error  # fmt: skip
+        raise KeyFileError(
+            f"{path}: wrong passphrase, or the file is damaged",
+            rule="passphrase",
+            seen="a key that does not open it",
+            wanted="the passphrase it was made with",
+            fix="try again, or restore the key file from a copy",
+        ) from error
 
 
 def _stretch(passphrase: str, salt: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Live logs, sealed on the node and opened by the customer: chunks in one order, with an end that cannot be faked or cut off.
+r"""Live logs, sealed on the node and opened by the customer: chunks in one order, with an end that cannot be faked or cut off.
 
-Chunk 0 is the header: ``b"sealrig.log/1\\n"`` and a fresh 32-byte key, HPKE-wrapped to the customer with the lease bound in.
-Chunk i ≥ 1 is ``flag | AES-256-GCM(key, nonce = 00×3 | flag | u64be i, aad = 32-byte binding of the lease)``; flag is 1 for the last
+Chunk 0 is the header: ``b"sealrig.log/1\n"`` and a fresh 32-byte key, HPKE-wrapped to the customer with the lease bound in.
+Chunk i ≥ 1 is ``flag | AES-256-GCM(key, nonce = 000000 | flag | u64be i, aad = 32-byte binding of the lease)``; flag is 1 for the last
 chunk and 0 before. A chunk therefore opens at its own place, in its own lease, and nowhere else; a log whose last opened chunk
 lacks the flag is unfinished. Who wrote the log is settled elsewhere: the node signs the digest of all chunks in its run record.
 """
@@ -74,13 +74,23 @@ class LogOpener:
         """
         if seq != self._next or self.finished:
             wanted = "nothing after the final chunk" if self.finished else f"chunk {self._next}"
-            raise BundleTamperedError("a log chunk is missing, repeated or out of order", rule="log-order", seen=f"chunk {seq}", wanted=wanted,
-                                      fix="read the log again from its beginning")  # fmt: skip
+            raise BundleTamperedError(
+                "a log chunk is missing, repeated or out of order",
+                rule="log-order",
+                seen=f"chunk {seq}",
+                wanted=wanted,
+                fix="read the log again from its beginning",
+            )
         text = b""
         if self._cipher is None:
             if len(chunk) != _HEADER_BYTES or not chunk.startswith(LOG_MAGIC):
-                raise BundleError("not a sealed log", rule="log-header", seen=f"{len(chunk)} bytes", wanted=f"a header of {_HEADER_BYTES} bytes",
-                                  fix="read the log again from its beginning")  # fmt: skip
+                raise BundleError(
+                    "not a sealed log",
+                    rule="log-header",
+                    seen=f"{len(chunk)} bytes",
+                    wanted=f"a header of {_HEADER_BYTES} bytes",
+                    fix="read the log again from its beginning",
+                )
             self._cipher = AESGCM(self._identity.unwrap(chunk[len(LOG_MAGIC) :], _info(self._lease)))
         else:
             text = self._open(self._cipher, seq, chunk)
@@ -89,8 +99,13 @@ class LogOpener:
         return text
 
     def _open(self, cipher: AESGCM, seq: int, chunk: bytes) -> bytes:
-        damaged = BundleTamperedError(f"log chunk {seq} does not verify", rule="log-chunk", seen=f"{len(chunk)} bytes that nobody with the key sealed",
-                                      wanted="the chunk as the node sealed it", fix="ask for the chunk again")  # fmt: skip
+        damaged = BundleTamperedError(
+            f"log chunk {seq} does not verify",
+            rule="log-chunk",
+            seen=f"{len(chunk)} bytes that nobody with the key sealed",
+            wanted="the chunk as the node sealed it",
+            fix="ask for the chunk again",
+        )
         if not 1 + TAG_BYTES <= len(chunk) <= MAX_CHUNK_BYTES or chunk[0] > 1:
             raise damaged
         try:

@@ -272,7 +272,9 @@ def _widen_read_ahead(folder: Path) -> None:
         if is_mounted(folder):
             try:
                 device = folder.stat().st_dev
-                Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(str(READ_AHEAD_KIB), encoding="ascii")
+                Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").write_text(
+                    str(READ_AHEAD_KIB), encoding="ascii"
+                )
             except OSError:
                 pass
             return

@@ -69,8 +69,13 @@ def open_bundle(
         raise disk_error(str(dest), error) from error
 
 
-def _open(
-    source: FileSource, dest: Path, key: DataKey | Identity, limits: Limits | None, signers: Collection[VerifyKey] | None, progress: Progress | None
+def _open(  # noqa: PLR0917  (the arguments of ``open_bundle``, in its order)
+    source: FileSource,
+    dest: Path,
+    key: DataKey | Identity,
+    limits: Limits | None,
+    signers: Collection[VerifyKey] | None,
+    progress: Progress | None,
 ) -> OpenResult:
     with source:
         reader = BundleReader(source, key, signers=signers, limits=limits)
@@ -321,7 +326,7 @@ class _Staging:
             return
         moved: list[str] = []
         try:
-            for name in sorted(os.listdir(self.fd)):
+            for name in sorted(path.name for path in self._path.iterdir()):
                 os.rename(name, self._dest / name, src_dir_fd=self.fd)
                 moved.append(name)
             self._path.rmdir()

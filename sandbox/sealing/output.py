@@ -16,8 +16,13 @@ from sandbox.errors import InputError
 
 def disk_error(what: str, error: OSError) -> InputError:
     """Return the error for a file that could not be written: a full disk, a quota, a failing device."""
-    return InputError(f"{what} cannot be written: {error.strerror}", rule="disk", seen=error.strerror or "an error", wanted="room and a sound disk",
-                      fix="free space, or choose another place")  # fmt: skip
+    return InputError(
+        f"{what} cannot be written: {error.strerror}",
+        rule="disk",
+        seen=error.strerror or "an error",
+        wanted="room and a sound disk",
+        fix="free space, or choose another place",
+    )
 
 
 class Output:

@@ -1,7 +1,7 @@
 """Read, hash, encrypt and write on all cores: each worker takes one segment through every step, in its own buffers.
 
-Reading, AES-GCM, BLAKE3 and writing all release the interpreter's lock. A segment stays in one core's cache from the first step to the last;
-steps that depend on what came before (hashing, walking the tar) wait for their turn. Memory is the workers' buffers, whatever the file's size.
+Reading, AES-GCM, BLAKE3 and writing all release the interpreter's lock. A segment stays in one core's cache from the first step to the
+last; steps that depend on what came before (hashing, walking the tar) wait for their turn. Memory is the workers' buffers.
 """
 
 from __future__ import annotations

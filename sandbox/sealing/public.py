@@ -34,8 +34,13 @@ def wrap_to_kem_key(public: bytes, secret: bytes, info: bytes) -> bytes:
         )
         return HPKE_SUITE.encrypt(secret, key, info)
     except ValueError as error:  # e.g. an X25519 point of low order, or ML-KEM coefficients out of range
-        raise InputError("not an HPKE public key", rule="kem-key", seen="bytes that encode no key", wanted="an ML-KEM-768 + X25519 public key",
-                         fix="use the key as it was published") from error  # fmt: skip
+        raise InputError(
+            "not an HPKE public key",
+            rule="kem-key",
+            seen="bytes that encode no key",
+            wanted="an ML-KEM-768 + X25519 public key",
+            fix="use the key as it was published",
+        ) from error
 
 
 @dataclass(frozen=True)

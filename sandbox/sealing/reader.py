@@ -41,8 +41,13 @@ def data_key(header: Header, identity: Identity) -> DataKey:
     for recipient in header.recipients:
         if recipient.to == name:
             return DataKey(identity.unwrap(recipient.wrapped, header.core.wrap_info))
-    raise WrongKeyError("the bundle is not sealed to this identity", rule="recipient", seen=f"identity {name}",
-                        wanted=", ".join(recipient.to for recipient in header.recipients), fix="use an identity it was sealed to")  # fmt: skip
+    raise WrongKeyError(
+        "the bundle is not sealed to this identity",
+        rule="recipient",
+        seen=f"identity {name}",
+        wanted=", ".join(recipient.to for recipient in header.recipients),
+        fix="use an identity it was sealed to",
+    )
 
 
 class BundleReader:
@@ -115,7 +120,7 @@ class BundleReader:
         return self.pieces(entry.offset + start, entry.offset + stop)
 
     def segment(self, index: int) -> bytearray:
-        """Return the plaintext of one segment of the payload, which is shared: look, do not touch. Raises ``BundleTamperedError`` if it does not verify."""
+        """Return the plaintext of one segment, which is shared: look, do not touch. Raises ``BundleTamperedError``."""
         return self._segments.get(index)
 
     def close(self) -> None:

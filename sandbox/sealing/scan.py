@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sandbox.errors import InputError, LimitError, UnsafePathError
@@ -43,8 +44,13 @@ def state_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
 
 def changed(place: bytes) -> InputError:
     """Return the error for something that was changed while it was sealed."""
-    return InputError(f"{shown(place)} changed while it was sealed", rule="source-changed", seen="another size, time or file than at the start",
-                      wanted="files at rest", fix="wait until nothing writes there, or seal a copy")  # fmt: skip
+    return InputError(
+        f"{shown(place)} changed while it was sealed",
+        rule="source-changed",
+        seen="another size, time or file than at the start",
+        wanted="files at rest",
+        fix="wait until nothing writes there, or seal a copy",
+    )
 
 
 def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
@@ -56,21 +62,31 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
     """
     walker = _Walker(lenient=lenient)
     place = os.fsencode(sources[0]) if len(sources) == 1 and sources[0].is_dir() else None
-    root = (place, state_of(os.stat(place))) if place is not None else None
+    root = (place, state_of(os.stat(place))) if place is not None else None  # noqa: PTH116  (names are bytes here)
     found: list[Found] = []
     for item in walker.folder(place) if place is not None else walker.several(sources):
         found.append(item)
         if len(found) > MAX_ENTRIES:
-            raise LimitError("too many files for one bundle", rule="bundle-entries", seen=f"more than {MAX_ENTRIES}", wanted=f"≤ {MAX_ENTRIES}",
-                             fix="seal it in parts")  # fmt: skip
+            raise LimitError(
+                "too many files for one bundle",
+                rule="bundle-entries",
+                seen=f"more than {MAX_ENTRIES}",
+                wanted=f"≤ {MAX_ENTRIES}",
+                fix="seal it in parts",
+            )
     links = {item.entry.path: item.entry.target for item in found if item.entry.kind is Kind.SYMLINK}
     dropped: set[bytes] = set()
     # A link left out can change where another one leads, hence again until all that stay are safe.
     while problems := unsafe_links(links):
         path, problem = next(iter(problems.items()))
         if not lenient:
-            raise UnsafePathError(f"the symlink {shown(path)} {problem}", rule="symlink", seen=f"-> {shown(links[path][:200])}",
-                                  wanted="a target inside the sealed tree", fix="remove the link, or replace it by what it points to")  # fmt: skip
+            raise UnsafePathError(
+                f"the symlink {shown(path)} {problem}",
+                rule="symlink",
+                seen=f"-> {shown(links[path][:200])}",
+                wanted="a target inside the sealed tree",
+                fix="remove the link, or replace it by what it points to",
+            )
         dropped.update(problems)
         links = {path: target for path, target in links.items() if path not in problems}
     if dropped:
@@ -81,7 +97,7 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
 
 def check_unchanged(seen: Scan) -> None:
     """Raise ``InputError`` if anything differs from what the scan saw."""
-    if seen.root is not None and state_of(os.stat(seen.root[0])) != seen.root[1]:
+    if seen.root is not None and state_of(os.stat(seen.root[0])) != seen.root[1]:  # noqa: PTH116  (a name of bytes)
         raise changed(seen.root[0])
     for item in seen.found:
         try:
@@ -102,7 +118,7 @@ class _Walker:
         if not sources:
             raise InputError("nothing to seal", rule="sources", seen="no file or folder", wanted="at least one", fix="name what to seal")
         named = sorted((os.fsencode(source.resolve().name if source.name in ("", "..") else source.name), source) for source in sources)
-        for (name, _), (other, _) in zip(named, named[1:], strict=False):
+        for (name, _), (other, _) in pairwise(named):
             if name == other:
                 raise InputError(f"two sources are called {shown(name)}", rule="sources", seen=shown(name), wanted="different names",
                                  fix="rename one, or seal the folder that holds both")  # fmt: skip
@@ -114,7 +130,7 @@ class _Walker:
 
     def _names(self, place: bytes, path: bytes) -> list[tuple[bytes, bytes]]:
         try:
-            names = os.listdir(place)
+            names = os.listdir(place)  # noqa: PTH208  (names are bytes)
         except OSError as error:
             raise _unreadable(place, error) from error
         front = path + b"/" if path else b""
@@ -126,7 +142,7 @@ class _Walker:
             path, place = todo.pop()
             try:
                 status = os.lstat(place)
-                target = os.readlink(place) if stat.S_ISLNK(status.st_mode) else b""
+                target = os.readlink(place) if stat.S_ISLNK(status.st_mode) else b""  # noqa: PTH115  (a name of bytes)
             except OSError as error:
                 raise _unreadable(place, error) from error
             try:
@@ -148,8 +164,13 @@ class _Walker:
         if kind == stat.S_IFLNK:
             return Entry(path, Kind.SYMLINK, 0o777, status.st_mtime_ns, target=target)
         if kind != stat.S_IFREG:
-            raise InputError(f"{shown(path)} is {_KINDS.get(kind, 'no plain file')}", rule="source-kind", seen=_KINDS.get(kind, "something else"),
-                             wanted="files, folders and links", fix="remove it, or seal a folder without it")  # fmt: skip
+            raise InputError(
+                f"{shown(path)} is {_KINDS.get(kind, 'no plain file')}",
+                rule="source-kind",
+                seen=_KINDS.get(kind, "something else"),
+                wanted="files, folders and links",
+                fix="remove it, or seal a folder without it",
+            )
         if status.st_nlink > 1:
             first = self._inodes.setdefault((status.st_dev, status.st_ino), path)
             if first != path:

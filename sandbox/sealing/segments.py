@@ -29,7 +29,7 @@ class SegmentCache:
         self._last = -2
 
     def get(self, index: int) -> bytearray:
-        """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError`` if it does not verify, and what reading raises."""
+        """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError``, and what reading raises."""
         with self._lock:
             future, mine = self._claim(index)
             sequential = index in (self._last + 1, self._last)

@@ -62,7 +62,7 @@ class Stream:
     """One stream's key and place-keeping; seals and opens single segments in buffers of the caller. Safe for use by many threads."""
 
     def __init__(self, key: DataKey, header: bytes, aad: bytes, size: int) -> None:
-        """Take the stream's header (``STREAM_HEADER_BYTES``) and its plaintext size. Raises ``BundleTamperedError`` for a foreign header."""
+        """Take the stream's header and its plaintext size. Raises ``BundleTamperedError`` for a foreign header."""
         if len(header) != STREAM_HEADER_BYTES or header[0] != STREAM_HEADER_BYTES:
             raise _damaged(0)
         salt = header[1 : 1 + STREAM_SALT_BYTES]
@@ -105,7 +105,7 @@ class Stream:
 
 
 class StreamWriter:
-    """Seals a stream of known length from pieces of any size, handing segments to ``sink`` in order. For short streams such as the index."""
+    """Seals a stream of known length from pieces of any size, handing segments to ``sink`` in order."""
 
     def __init__(self, stream: Stream, sink: Callable[[memoryview], None]) -> None:
         """``sink`` must use each piece before it returns."""

@@ -78,7 +78,7 @@ def seal(
     return SealResult(out, digest, header.total_size, files, size, core.id, tuple(seen.skipped))
 
 
-def _write(
+def _write(  # noqa: PLR0917  (what ``seal`` prepared)
     out: Path, header: Header, raw: bytes, seen: Scan, entries: Sequence[Entry], key: DataKey, signer: SigningKey, progress: Progress | None
 ) -> str:
     with Output(out, header.total_size) as output:

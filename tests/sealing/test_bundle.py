@@ -9,7 +9,7 @@ import pytest
 from sandbox.errors import BundleError, BundleTamperedError, InputError, LimitError, NotFoundError, UnsafePathError, WrongKeyError
 from sandbox.sealing.bundle import BundleReader, FileSource, Limits, RangeSource, bundle_digest, data_key, open_bundle, read_header, seal
 from sandbox.sealing.keys import Identity
-from tests.sealing.trees import describe, make_tree
+from tests.sealing.trees import describe, make_tree, names
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def test_a_tree_comes_back_byte_for_byte(sealed, tmp_path, alice):
     assert result.size == sealed.plaintext_size
     assert result.header.signer == alice.signing_key.public
     assert (tmp_path / "out" / "sparse").stat().st_blocks * 512 < 1024 * 1024
-    assert os.listdir(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out"]
 
 
 def test_digest_and_size_are_those_of_the_file(sealed):
     assert bundle_digest(sealed.path) == sealed.digest
     assert sealed.path.stat().st_size == sealed.size
-    assert sorted(os.listdir(sealed.path.parent)) == ["b.sealed", "src"]
+    assert names(sealed.path.parent) == ["b.sealed", "src"]
 
 
 def test_an_existing_empty_folder_may_be_opened_into(sealed, tmp_path, alice):
@@ -46,7 +46,7 @@ def test_a_folder_with_something_in_it_is_refused(sealed, tmp_path, alice):
     (tmp_path / "mine").write_text("keep")
     with pytest.raises(InputError, match="empty"):
         open_bundle(sealed.path, tmp_path, key=alice)
-    assert os.listdir(tmp_path) == ["mine"]
+    assert names(tmp_path) == ["mine"]
 
 
 def test_the_header_is_public_and_enough_for_the_data_key(sealed, alice, bob):
@@ -112,7 +112,7 @@ def test_limits_refuse_before_anything_is_written(sealed, tmp_path, alice):
     for limits in (Limits(files=3), Limits(bytes=1000)):
         with pytest.raises(LimitError):
             open_bundle(sealed.path, tmp_path / "out", key=alice, limits=limits)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_an_existing_output_is_never_overwritten(tmp_path, alice):
@@ -129,9 +129,9 @@ def test_symlinks_that_leave_are_refused_by_name(tmp_path, alice, target):
     (tmp_path / "src" / "dot").symlink_to(".")
     (tmp_path / "src" / "loop").symlink_to("loop" if target == "loop" else "sub")
     (tmp_path / "src" / "bad").symlink_to(target)
-    with pytest.raises(UnsafePathError, match="bad|loop"):
+    with pytest.raises(UnsafePathError, match=r"bad|loop"):
         seal([tmp_path / "src"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
-    assert os.listdir(tmp_path) == ["src"]
+    assert names(tmp_path) == ["src"]
 
 
 def test_lenient_leaves_out_what_cannot_be_kept_and_says_so(tmp_path, alice):
@@ -144,7 +144,7 @@ def test_lenient_leaves_out_what_cannot_be_kept_and_says_so(tmp_path, alice):
     result = seal([tmp_path / "src"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key, lenient=True)
     assert sorted(result.skipped) == ["bad", "pipe"]
     open_bundle(tmp_path / "b", tmp_path / "out", key=alice)
-    assert os.listdir(tmp_path / "out") == ["good"]
+    assert names(tmp_path / "out") == ["good"]
 
 
 def test_a_source_that_changes_while_it_is_sealed_is_refused(tmp_path, alice):
@@ -166,12 +166,12 @@ def test_a_source_that_changes_while_it_is_sealed_is_refused(tmp_path, alice):
         with (source / "big").open("ab") as file:
             file.write(b"more")
 
-    changes = [grow, lambda: os.truncate(source / "big", 10), lambda: (source / "z").write_text("y"), lambda: (source / "new").touch(),
-               lambda: (source / "z").unlink()]  # fmt: skip
+    changes = [grow, lambda: os.truncate(source / "big", 10), lambda: (source / "z").write_text("y"), (source / "new").touch,
+               (source / "z").unlink]  # fmt: skip
     for change in changes:
         with pytest.raises(InputError, match="changed"):
             seal([source], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key, progress=once(change))
-        assert os.listdir(tmp_path) == ["src"]
+        assert names(tmp_path) == ["src"]
         (source / "z").touch()
         (source / "big").write_bytes(bytes(20 * 1024 * 1024))
 

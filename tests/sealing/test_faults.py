@@ -12,7 +12,7 @@ import pytest
 from sandbox.errors import InputError
 from sandbox.sealing import opener, output
 from sandbox.sealing.bundle import open_bundle, seal
-from tests.sealing.trees import make_tree
+from tests.sealing.trees import make_tree, names
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_sealing_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
             else:
                 assert 0 < len(calls) < at
                 break
-        assert os.listdir(place) == ["src"], (name, at)
+        assert names(place) == ["src"], (name, at)
 
 
 @pytest.mark.parametrize("name", ["open", "pwrite", "mkdir", "symlink", "link", "utime", "fchmod", "ftruncate", "fstatvfs", "rename"])
@@ -63,7 +63,7 @@ def test_opening_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
         dest = place / ("inside" if inside else "new")
         if inside:
             dest.mkdir()
-        before = sorted(os.listdir(place))
+        before = names(place)
         for at in range(1, 200):
             with monkeypatch.context() as patch:
                 calls = _failing(patch, opener, name, at)
@@ -74,9 +74,9 @@ def test_opening_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
                 else:
                     assert len(calls) < at
                     break
-            assert sorted(os.listdir(place)) == before, (name, at)
+            assert names(place) == before, (name, at)
             if inside:
-                assert os.listdir(dest) == []
+                assert names(dest) == []
 
 
 def test_a_small_disk_is_noticed_before_anything_is_written(place, monkeypatch, alice):
@@ -84,7 +84,7 @@ def test_a_small_disk_is_noticed_before_anything_is_written(place, monkeypatch, 
     monkeypatch.setattr(os, "fstatvfs", lambda fd: full)
     with pytest.raises(InputError, match="No space left"):
         seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
-    assert os.listdir(place) == ["src"]
+    assert names(place) == ["src"]
 
 
 def test_memory_stays_bounded_whatever_the_size(tmp_path):

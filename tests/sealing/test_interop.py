@@ -81,7 +81,7 @@ def test_the_recipe_in_the_docs_recovers_a_bundle_with_tink_and_tar_alone(tmp_pa
     (tmp_path / "src").mkdir()
     make_tree(tmp_path / "src")
     seal([tmp_path / "src"], tmp_path / "b", recipients=[bob.public, alice.public], signer=bob.signing_key)
-    block = "import sys; sys.modules['sandbox'] = sys.modules['attestation'] = None; import runpy; sys.argv[:] = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    block = "import runpy, sys; sys.modules['sandbox'] = sys.modules['attestation'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0])"
     subprocess.run([sys.executable, "-c", block, "recover.py", "keys/identity.key", "b", "out.tar"], cwd=tmp_path, check=True)
     (tmp_path / "out").mkdir()
     subprocess.run(["tar", "-xpf", "out.tar", "-C", "out"], cwd=tmp_path, check=True, capture_output=True)

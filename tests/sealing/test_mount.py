@@ -86,7 +86,11 @@ def test_nothing_can_be_written(mounted):
     with pytest.raises(OSError) as caught:
         (mounted.folder / "a" / "text").write_text("x")
     assert caught.value.errno == errno.EROFS
-    for action in (lambda: (mounted.folder / "new").touch(), lambda: (mounted.folder / "a-b").unlink(), lambda: (mounted.folder / "a-b").chmod(0)):
+    for action in (
+        (mounted.folder / "new").touch,
+        (mounted.folder / "a-b").unlink,
+        lambda: (mounted.folder / "a-b").chmod(0),
+    ):
         with pytest.raises(OSError):
             action()
 

@@ -39,6 +39,11 @@ def make_tree(root: Path) -> Path:
     return root
 
 
+def names(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def describe(root: Path) -> dict[str, tuple]:
     """Return name -> everything that must survive sealing and opening."""
     found = {}
