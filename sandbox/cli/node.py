@@ -186,7 +186,7 @@ def restore(node: Annotated[str, typer.Argument(help="The node's id.")], server:
         _show(control.restore(node))
 
 
-def _show(info: Any) -> None:
+def _show(info: Any) -> None:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported late)
     console().emit(
         info,
         lambda: console().fields(

@@ -115,7 +115,7 @@ class ControlClient:
                     done = self._call("HEAD", place, headers={"Tus-Resumable": TUS_VERSION})  # the server is elsewhere: ask where
                 offset = int(done.headers.get("Upload-Offset", offset + len(chunk)))
 
-    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401  (httpx takes many kinds)
         with _transport_errors(f"{method} {path}"):
             answer = self._http.request(method, path, **arguments)
         if answer.is_error or answer.is_redirect:

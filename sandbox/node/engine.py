@@ -76,7 +76,7 @@ class Engine:
         self._local = threading.local()
 
     @property
-    def _api(self) -> Any:
+    def _api(self) -> Any:  # noqa: ANN401  (the SDK is untyped)
         api = getattr(self._local, "api", None)
         if api is None:
             with _errors("connect"):
@@ -157,7 +157,6 @@ class Engine:
         try:
             api.pull(repository, tag=digest)
             found: dict[str, Any] = api.inspect_image(reference)
-            return found
         except (APIError, NotFound) as error:
             raise ImageError(
                 "the image could not be pulled",
@@ -166,6 +165,8 @@ class Engine:
                 wanted=reference,
                 fix="check that the registry has it and that this node may read it",
             ) from error
+        else:
+            return found
         finally:
             api.close()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sandbox.wire import Assignment
 
 
-class Ended(Exception):
+class Ended(Exception):  # noqa: N818  (not an error: the lease is to end now, with this verdict)
     """Leave the story for the wipe."""
 
     def __init__(self, verdict: Verdict) -> None:

@@ -45,9 +45,10 @@ def upload_result(client: ControlClient, folder: LeaseFolder, lease: str, result
         go_on()
         try:
             client.upload(folder.result, result.digest, lease, go_on=go_on)
-            return
         except ServerError:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
             attempt += 1
+        else:
+            return

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 UID = GID = 65532
 """Nobody on any distribution: a container's user must own nothing on the host."""
 HOSTNAME = "sealrig"
+CONTAINER_TMP = "/tmp"  # noqa: S108  (inside the container, where it is the lease's own scratch)
 SHADOW_BYTES = 64 * 2**20
 """Size of the tmpfs that stands where an image declares a VOLUME."""
 NOFILE = 65536
@@ -139,7 +140,7 @@ class LaunchPlan:
     devices: tuple[str, ...]
     cdi: tuple[str, ...]
     user: str = f"{UID}:{GID}"
-    working_dir: str = "/tmp"
+    working_dir: str = CONTAINER_TMP
     hostname: str = HOSTNAME
     cap_drop: tuple[str, ...] = ("ALL",)
     no_new_privileges: bool = True
@@ -195,7 +196,7 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
         Bind(str(input_folder(folder, number, view=host.views and item.access == "lazy")), item.path, read_only=True)
         for number, item in enumerate(spec.inputs)
     ]
-    binds += [Bind(str(folder.out), spec.output.path, read_only=False), Bind(str(folder.tmp), "/tmp", read_only=False)]
+    binds += [Bind(str(folder.out), spec.output.path, read_only=False), Bind(str(folder.tmp), CONTAINER_TMP, read_only=False)]
     taken = {bind.target for bind in binds}
     shadows = [Tmpfs(target, SHADOW_BYTES) for target in sorted(set(image.volumes)) if target.rstrip("/") not in taken]
     # On tmpfs what a job writes is charged to the container's memory as well, so that the limit must cover both.
@@ -253,7 +254,7 @@ def _environment(image: ImageFacts, wanted: Mapping[str, str]) -> tuple[str, ...
                 wanted="no LD_*, NVIDIA_* or CUDA_* variable",
                 fix=f"set it in the command instead: [env, {name}=…, program]",
             )
-    chosen = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
+    chosen = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": CONTAINER_TMP}
     dropped = []
     for entry in image.env:
         name, _, value = entry.partition("=")
@@ -261,6 +262,6 @@ def _environment(image: ImageFacts, wanted: Mapping[str, str]) -> tuple[str, ...
             dropped.append(name)
         else:
             chosen[name] = value
-    chosen["HOME"] = "/tmp"
+    chosen["HOME"] = CONTAINER_TMP
     chosen.update(wanted)
     return (*sorted(set(dropped)), *(f"{name}={value}" for name, value in sorted(chosen.items())))

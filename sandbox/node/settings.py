@@ -33,7 +33,7 @@ class NodeSettings(BaseModel):
     kind: Literal["Node"]
     id: NodeId
     server: Annotated[str, Field(pattern=r"^https?://[^\s]{1,500}$")]
-    token_file: str = "node.token"
+    token_file: str = "node.token"  # noqa: S105  (a file's name)
     docker: Annotated[str, Field(max_length=500)] = ""
     slots: Annotated[int, Field(ge=1, le=1024, strict=True)] = 4
     cpus: Annotated[float, Field(gt=0, le=4096)] | None = None

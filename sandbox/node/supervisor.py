@@ -13,10 +13,12 @@ import structlog
 
 from attestation.collect.runner import runner_digest
 from sandbox.errors import SealrigError, ServerError, StateError
+from sandbox.lifecycle import Outcome
 from sandbox.node import ending, story
 from sandbox.node.inbox import Inbox
 from sandbox.node.inputs import prune
 from sandbox.node.journal import Journal
+from sandbox.node.limits import Verdict
 from sandbox.node.report import Reporter
 from sandbox.wire import Capacity, NodeRegistration, PollRequest
 
@@ -141,10 +143,14 @@ class Supervisor:
 
     def _guard(self, target: Callable[[str, Journal], None], lease: str, journal: Journal) -> None:
         try:
-            target(lease, journal)
-        except Exception:
-            # A lease that breaks in a way nobody foresaw: its folder stays, and the next start of the node takes it up again.
-            _log.exception("lease thread failed", lease=lease)
+            try:
+                target(lease, journal)
+            except Exception:  # noqa: BLE001  (whatever it was, the node goes on without this lease, in quarantine)
+                _log.exception("lease thread failed", lease=lease)
+                self._mend(lease, journal)
+        except Exception:  # noqa: BLE001  (whatever it was, the node goes on without this lease, in quarantine)
+            # Broken a second time, now in the wipe: its folder stays, and the next start of the node takes it up again.
+            _log.exception("a failed lease was not ended", lease=lease)
             self._node.state.put_in_quarantine(lease, "the lease's thread failed; restart the node to wipe again")
         finally:
             self._reporters[lease].stop()
@@ -157,9 +163,20 @@ class Supervisor:
             self._node.engine.close()
             prune(self._node.folder.cache, self._cache_bytes, set())
 
+    def _mend(self, lease: str, journal: Journal) -> None:
+        """End a lease whose thread broke in a way nobody foresaw, by its journal and at once, as the next start of the node would."""
+        with self._lock:
+            self._reporters[lease].stop()  # its thread may be over already
+            self._reporters[lease] = Reporter(self._node.client, self._node.key, lease)
+        self._recover_one(lease, journal)
+
     def _tell(self, lease: str, journal: Journal) -> None:
         told = story.Story(self._node, lease, self._inboxes[lease], journal, self._reporters[lease])
-        verdict = story.tell(told)
+        try:
+            verdict = story.tell(told)
+        except Exception:  # noqa: BLE001  (whatever it was, the node goes on without this lease, in quarantine)
+            _log.exception("story failed", lease=lease)  # the wipe is not for the story to hold up
+            verdict = Verdict(Outcome.NODE_FAILURE, told.account.exit_code, None, "the node failed in mid-lease; its own log says why")
         end = ending.from_story(self._node, lease, journal, told.account, verdict)
         ending.finish(self._node, end, journal, told.reporter, told.account)
 

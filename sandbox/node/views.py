@@ -46,11 +46,11 @@ def show(bundle: Path, place: Path, key: DataKey) -> tuple[Mount, Server]:
 
 def servers(rows: object) -> tuple[Server, ...]:
     """Read what a journal says of views; what is damaged is left out: unmounting ends those."""
-    found: list[Server] = []
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, list) and len(row) == 2 and isinstance(row[0], int) and isinstance(row[1], str):
-            found.append(Server(row[0], row[1]))
-    return tuple(found)
+    return tuple(Server(row[0], row[1]) for row in (rows if isinstance(rows, list) else []) if _is_server(row))
+
+
+def _is_server(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 2 and isinstance(row[0], int) and isinstance(row[1], str)
 
 
 def end(server: Server) -> bool:

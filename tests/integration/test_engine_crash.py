@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 from pathlib import Path
@@ -56,10 +55,13 @@ class Case:
             keys = {made.digest: data_key(read_header(raw), control.customer).raw}
             spec = {"inputs": [{"bundle": made.digest, "path": "/in/a", "access": "lazy"}]}
         self.lease = control.submit(
-            spec | {
-                "image": image, "command": ["/bin/sh", "-c", "echo secret > /out/x; echo secret > /tmp/y; sleep 0.3"], "lease": {"duration": "30s"},
+            spec
+            | {
+                "image": image,
+                "command": ["/bin/sh", "-c", "echo secret > /out/x; echo secret > /tmp/y; sleep 0.3"],
+                "lease": {"duration": "30s"},
                 "resources": {"scratch": "16Mi", "memory": "64Mi"},
-            },  # fmt: skip
+            },
             keys,
         )
 
@@ -153,7 +155,7 @@ def test_the_journal_is_gone_altogether(case, forks):
     walk = case("fscrypt")
     walk.live_and_die(forks, "ended", "torn")
     (folder,) = (walk.root / "leases").iterdir()
-    os.unlink(folder / "journal")
+    (folder / "journal").unlink()
     walk.live_again()
     assert walk.lease.state is LeaseState.CLOSED
 

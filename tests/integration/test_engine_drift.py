@@ -93,7 +93,9 @@ def test_other_parts_of_the_inspect_are_compared(made, field):
 def test_an_anonymous_volume_is_drift(made):
     plan, inspected = made
     changed = copy.deepcopy(inspected)
-    changed["Mounts"].append({"Type": "volume", "Name": "v", "Source": "/var/lib/docker/volumes/v/_data", "Destination": "/more", "RW": True})
+    changed["Mounts"].append(
+        {"Type": "volume", "Name": "v", "Source": "/var/lib/docker/volumes/v/_data", "Destination": "/more", "RW": True}
+    )
     with pytest.raises(DriftError, match="Mounts"):
         check(plan, changed, network_mode="none")
 

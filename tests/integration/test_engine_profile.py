@@ -24,7 +24,8 @@ section dev; ls /dev
 section limits; ulimit -Hc; ulimit -Hn
 section kcore; head -c 1 /proc/kcore 2>/dev/null | wc -c; ls /sys/firmware 2>&1 | wc -l
 section write; for f in /x /etc/x /usr/x /in/a/x; do touch $f 2>&1; done
-section exec; cp=/bin/busybox; cat /bin/busybox > /tmp/b; chmod +x /tmp/b 2>/dev/null; /tmp/b true 2>&1; cat /bin/busybox > /out/b; /out/b true 2>&1
+section exec; cat /bin/busybox > /tmp/b; chmod +x /tmp/b 2>/dev/null; /tmp/b true 2>&1
+cat /bin/busybox > /out/b; chmod +x /out/b; /out/b true 2>&1
 section cgroup; cat /proc/self/cgroup
 section pid; ls -d /proc/[0-9]* | wc -l; readlink /proc/1/exe; cat /proc/1/cmdline
 section hostname; hostname
@@ -51,7 +52,7 @@ def inside(tmp_path_factory, busybox_image):
 
 
 def _status(inside, name: str) -> str:
-    return re.search(rf"^{name}:\s*(\S+)", inside["status"], re.M)[1]
+    return re.search(rf"^{name}:\s*(\S+)", inside["status"], re.MULTILINE)[1]
 
 
 @pytest.mark.parametrize("name", ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])

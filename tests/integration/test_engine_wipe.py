@@ -130,10 +130,22 @@ def test_a_gpu_that_was_not_proven(node_rig):
     class Wiper:
         def wipe(self, uuids):
             return tuple(
-                GpuWipe(uuid=uuid, name="card", backend="cuda", total_bytes=100, reserved_bytes=0, written_bytes=50, verified_bytes=50, mismatches=0,
-                        residue_words_before=0, local_memory_scrubbed=True, seconds=1.0, ok=False)
+                GpuWipe(
+                    uuid=uuid,
+                    name="card",
+                    backend="cuda",
+                    total_bytes=100,
+                    reserved_bytes=0,
+                    written_bytes=50,
+                    verified_bytes=50,
+                    mismatches=0,
+                    residue_words_before=0,
+                    local_memory_scrubbed=True,
+                    seconds=1.0,
+                    ok=False,
+                )
                 for uuid in uuids
-            )  # fmt: skip
+            )
 
     lease = "lease-" + "a" * 32
     remains = Remains(lease=lease, node=node_rig.node.id, folder=node_rig.node.folder.lease(lease), gpus=("GPU-1",))
@@ -175,7 +187,8 @@ def test_the_certificate_says_what_holds_for_disk_and_memory(node_rig):
         node_rig.control.policy += b"  scratch: {kind: fscrypt}\n"
         on_disk = node_rig.run("true")
     ram, disk = (
-        verify_certificate(Envelope.from_bytes(lease.documents["certificate"]), node_rig.control.node_key).predicate for lease in (in_memory, on_disk)
+        verify_certificate(Envelope.from_bytes(lease.documents["certificate"]), node_rig.control.node_key).predicate
+        for lease in (in_memory, on_disk)
     )
     assert (ram.media[0].media_type, ram.media[0].method) == ("RAM", "clear")
     assert (disk.media[0].media_type, disk.media[0].method) == ("disk", "purge")

@@ -164,7 +164,7 @@ class FakeControl:
             try:
                 check_transition(lease_id, lease.state, report.state)
                 self._move(lease, report)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (any refusal is a refusal)
                 return self._problem(409, "invalid-state", str(error))
         info = {
             "id": lease.id,

@@ -35,7 +35,7 @@ def served(control: FakeControl):
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the node was killed
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = _answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = _answer  # noqa: N815  (the standard library's names)
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

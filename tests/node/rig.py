@@ -24,7 +24,29 @@ from sandbox.sealing.keys import Identity
 from sandbox.sealing.logs import LogOpener
 from tests.node.fake_control import FakeControl
 
-APPLETS = "sh cat echo ls id sleep dd mount env true false head tail grep touch mkdir ln mkfifo kill wc stat readlink yes nc hostname ulimit find nslookup timeout".split()
+APPLETS = (
+    *(
+        "sh",
+        "cat",
+        "echo",
+        "ls",
+        "id",
+        "sleep",
+        "dd",
+        "mount",
+        "env",
+        "true",
+        "false",
+        "head",
+        "tail",
+        "grep",
+        "touch",
+        "mkdir",
+        "ln",
+        "mkfifo",
+    ),
+    *("kill", "wc", "stat", "readlink", "yes", "nc", "hostname", "find", "nslookup", "timeout", "chmod"),
+)
 DOCKERFILE_CHANGES = (
     "VOLUME /data",
     "ENV LD_PRELOAD=/evil.so LD_LIBRARY_PATH=/evil NVIDIA_VISIBLE_DEVICES=all CUDA_VISIBLE_DEVICES=0 KEPT=yes",
@@ -147,10 +169,12 @@ class NodeRig:
 def host_leftovers(root: Path) -> list[str]:
     """Return mounts, loop devices and lease folders below a node's data folder."""
     real = str(root.resolve())
-    found = [f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4].startswith(real + "/")]
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if entry.read_text().startswith(real + "/"):
-            found.append(f"loop {entry}")
+    found = [
+        f"mount {line.split()[4]}"
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if line.split()[4].startswith(real + "/")
+    ]
+    found += [f"loop {entry}" for entry in Path("/sys/block").glob("loop*/loop/backing_file") if entry.read_text().startswith(real + "/")]
     found += [f"folder {path}" for path in (root / "leases").glob("*")]
     return found
 

@@ -18,8 +18,12 @@ from sandbox.node.layout import NodeFolder, container_name
 from sandbox.node.plan import HostFacts, ImageFacts, forbidden_env, make_plan
 
 LEASE = "lease-" + "1" * 32
-IMAGE = ImageFacts("sha256:" + "a" * 64, ("PATH=/bin", "LD_PRELOAD=/x", "NVIDIA_VISIBLE_DEVICES=all", "K=v"), ("/data",), {"a": "b"}, ("80/tcp",), "amd64")
-HOST = HostFacts(node="node-" + "2" * 32, folder=NodeFolder(Path("/n")).lease(LEASE), scratch_kind="fscrypt", seccomp='{"x": 1}', apparmor="")
+IMAGE = ImageFacts(
+    "sha256:" + "a" * 64, ("PATH=/bin", "LD_PRELOAD=/x", "NVIDIA_VISIBLE_DEVICES=all", "K=v"), ("/data",), {"a": "b"}, ("80/tcp",), "amd64"
+)
+HOST = HostFacts(
+    node="node-" + "2" * 32, folder=NodeFolder(Path("/n")).lease(LEASE), scratch_kind="fscrypt", seccomp='{"x": 1}', apparmor=""
+)
 
 
 def _job(**spec):
@@ -47,7 +51,15 @@ def test_any_change_of_the_plan_changes_its_digest():
         if item.name in ("seccomp", "binds", "tmpfs", "egress", "labels"):
             continue
         value = getattr(plan, item.name)
-        other = (*value, "x") if isinstance(value, tuple) else (not value) if isinstance(value, bool) else value + 1 if isinstance(value, int) else f"{value}x"
+        other = (
+            (*value, "x")
+            if isinstance(value, tuple)
+            else (not value)
+            if isinstance(value, bool)
+            else value + 1
+            if isinstance(value, int)
+            else f"{value}x"
+        )
         assert dataclasses.replace(plan, **{item.name: other}).digest != plan.digest, item.name
 
 

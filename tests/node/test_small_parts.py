@@ -195,7 +195,8 @@ def test_init_and_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "seen"), [("slot: 3", "did you mean 'slots'"), ("slots: 0", "greater than or equal"), ("server: ftp://x", "pattern"), ("cache: lots", "size")]
+    ("line", "seen"),
+    [("slot: 3", "did you mean 'slots'"), ("slots: 0", "greater than or equal"), ("server: ftp://x", "pattern"), ("cache: lots", "size")],
 )
 def test_settings_that_are_wrong_say_how(tmp_path, line, seen):
     init_node(tmp_path / "n", server="https://control", token=None)
@@ -246,7 +247,12 @@ def test_a_host_without_gpus_says_so():
 
 
 def test_gpus_on_the_bus_are_counted_without_a_driver(tmp_path):
-    for name, vendor, kind in (("a", "0x10de", "0x030200"), ("b", "0x10de", "0x040300"), ("c", "0x1002", "0x038000"), ("d", "0x8086", "0x030000")):
+    for name, vendor, kind in (
+        ("a", "0x10de", "0x030200"),
+        ("b", "0x10de", "0x040300"),
+        ("c", "0x1002", "0x038000"),
+        ("d", "0x8086", "0x030000"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(vendor + "\n")
         (tmp_path / name / "class").write_text(kind + "\n")

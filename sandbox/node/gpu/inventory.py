@@ -76,10 +76,10 @@ def inventory() -> Inventory:
     return Inventory(gpus, on_bus, f"{len(gpus)} GPUs" if gpus else "no GPU on this node")
 
 
-def _gpu(nvml: Any, index: int) -> Gpu:
+def _gpu(nvml: Any, index: int) -> Gpu:  # noqa: ANN401  (the library is untyped)
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
 
-    def ask(name: str, *arguments: object) -> Any:
+    def ask(name: str, *arguments: object) -> Any:  # noqa: ANN401  (the library is untyped)
         try:
             return getattr(nvml, name)(*arguments)
         except nvml.NVMLError:

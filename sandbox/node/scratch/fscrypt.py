@@ -132,7 +132,9 @@ def _key_proof(folder: LeaseFolder, *, mounted: bool) -> base.Proof:
     identifier = kernel.get_policy(vault) if vault.exists() else None
     if identifier is None:
         entries = sorted(path.name for path in vault.iterdir()) if vault.exists() else []
-        return base.Proof("scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries)
+        return base.Proof(
+            "scratch-key", target, "none set yet", f"no policy, {len(entries)} entries", "no policy, 0 entries", ok=not entries
+        )
     deadline = time.monotonic() + KEY_SECONDS
     while True:
         # Asked through the root of the file system: a descriptor of the encrypted folder itself would keep its key in use.

@@ -57,12 +57,12 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> None:
-    """Mount a file system, see mount(2). Raises ``OSError``."""
+    """Make a mount as mount(2) does. Raises ``OSError``."""
     _check(_libc.mount(source.encode(), bytes(target), kind.encode(), ctypes.c_ulong(flags), data.encode()), f"mount {target}")
 
 
 def unmount(target: Path) -> None:
-    """Unmount, see umount2(2): never following a link and never lazily: a lazy unmount would hide what is still in use. Raises ``OSError``."""
+    """Unmount, never following a link and never lazily: a lazy unmount would hide what is still in use. Raises ``OSError``."""
     _check(_libc.umount2(bytes(target), UMOUNT_NOFOLLOW), f"umount {target}")
 
 
