@@ -50,11 +50,12 @@ MEDIA_TYPES = {
 
 @dataclass(frozen=True)
 class ReceiptResult:
-    """What came out: all steps, and the appraisal that was recomputed where keys had been released."""
+    """What came out: all steps, the appraisal that was recomputed where keys had been released, and the documents that opened."""
 
     lease: str
     steps: tuple[Step, ...]
     appraisal: Appraisal | None = None
+    documents: LeaseDocuments | None = None
 
     @property
     def ok(self) -> bool:
@@ -109,7 +110,7 @@ def verify_receipt(raw: bytes, trust: Trust) -> ReceiptResult:
     appraisal = _appraise(found, trust, steps)
     leaves = _check_log(receipt, trust, steps)
     check_story(leaves, found, receipt.lease, steps)
-    return ReceiptResult(receipt.lease, steps.all, appraisal)
+    return ReceiptResult(receipt.lease, steps.all, appraisal, found)
 
 
 def verify_receipt_or_raise(raw: bytes, trust: Trust) -> ReceiptResult:

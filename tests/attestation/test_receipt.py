@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -60,15 +59,11 @@ def edit(raw, change):
     return canonical_json(tree)
 
 
-def test_a_whole_receipt_verifies_quickly(receipt):
-    verify_receipt(receipt, trust())
-    began = time.perf_counter()
+def test_a_whole_receipt_verifies(receipt):
     result = verify_receipt(receipt, trust())
-    seconds = time.perf_counter() - began
     assert result.ok
     assert result.to_json()["level"] == "software"
     assert len(result.steps) > 50
-    assert seconds < 0.1, f"{seconds:.3f} s"
     assert verify_receipt_or_raise(receipt, trust()).ok
 
 
