@@ -176,11 +176,11 @@ def bench_verify(data: Path, entries: int) -> Iterator[Row]:
         "from attestation.log.reader import LogReader; from attestation.log.verify import verify_log\n"
         "start = time.perf_counter(); check = verify_log(LogReader.from_dir(Path(sys.argv[1])), sys.argv[2])\n"
         "used = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))\n"
-        "print(time.perf_counter() - start, int(used.split()[1]) / 1024, check.checkpoint.size)"
+        "print(time.perf_counter() - start, int(used.split()[1]) / 1024, check.checkpoint.size, time.process_time())\n"
     )
     key = NoteVerifier(ORIGIN, KEY.public).text
     done = subprocess.run([sys.executable, "-c", code, str(data), key], capture_output=True, text=True, check=True)
-    seconds, memory, size = (float(word) for word in done.stdout.split())
+    seconds, memory, size, processor = (float(word) for word in done.stdout.split())
     assert size == entries
     start = time.perf_counter()
     rows = [leaf_hash(raw) for _, raw in LogReader.from_dir(data).entries(0, entries)]
@@ -189,6 +189,7 @@ def bench_verify(data: Path, entries: int) -> Iterator[Row]:
     yield row(
         f"full verification of {entries} entries", seconds, "s", most=15, peer=("hashing alone, one thread", time.perf_counter() - start)
     )
+    yield row(f"full verification of {entries} entries, processor time", processor, "s")
     yield row("full verification, peak memory", memory, "MiB", most=200)
 
 
@@ -242,11 +243,16 @@ def main() -> int:
         rows.append(found)
         if not given.json:
             mark = {True: "ok", False: "MISSED", None: ""}[found.ok]
-            peer = f"; {found.peer}: {found.peer_value:g} ({found.ratio:.2f})" if found.ratio is not None else ""
+            peer = f"; {found.peer}: {found.peer_value:g} (x {found.ratio:.2f})" if found.ratio is not None else ""
             print(f"{found.what}: {found.value:g} {found.unit}{peer}  {found.goal or ''} {mark}", flush=True)
     if given.json:
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.platform(), "python": platform.python_version(),
-                   "load": os.getloadavg()[0]}  # fmt: skip
+        machine = {
+            "cpus": os.cpu_count(),
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "load": os.getloadavg()[0],
+        }
         print(json.dumps({"bench": "audit", "machine": machine, "rows": [asdict(each) for each in rows]}, indent=2, ensure_ascii=False))
     return 0 if all(each.ok is not False for each in rows) else 1
 

@@ -47,8 +47,10 @@ class Stores:
 
     def close(self) -> None:
         """Close both stores."""
-        self.entries.close()
-        self._lock.close()
+        try:
+            self.entries.close()
+        finally:
+            self._lock.close()
 
     def leaf_hash_at(self, index: int) -> bytes:
         """Return the hash of a published entry."""

@@ -7,6 +7,7 @@ Every write names the epoch of its writer; a writer that was overtaken writes no
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ def _connect(path: Path, schema: str) -> sqlite3.Connection:
     # One thread at a time uses a connection (the writer's), but not always the one that opened it.
     base = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
     try:
+        base.execute("PRAGMA auto_vacuum=INCREMENTAL")
         base.execute("PRAGMA journal_mode=WAL")
         base.execute("PRAGMA synchronous=FULL")
         base.executescript(schema)
@@ -67,7 +69,10 @@ class EntryStore:
         self._base = _connect(path, _ENTRIES)
 
     def close(self) -> None:
-        """Close the file."""
+        """Give back the room of entries that stand in full bundles by now, and close the file."""
+        # Only room is at stake here, so a disk that fails now must not hide why the store is closed.
+        with contextlib.suppress(sqlite3.Error):
+            self._base.execute("PRAGMA incremental_vacuum").fetchall()
         self._base.close()
 
     def state(self) -> TreeState | None:
