@@ -17,9 +17,9 @@ All primitives come from the ``cryptography`` and ``blake3`` packages; nothing i
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM
 
-HPKE_SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+HPKE = (KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 SUITE_NAME = "HPKE-MLKEM768_X25519-HKDF_SHA256-AES_256_GCM+AES256_GCM_HKDF_1MB"
 """Named in every bundle's header; a reader refuses any other, so there is nothing to negotiate down."""
 

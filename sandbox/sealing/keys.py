@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey
+from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey, Suite
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from attestation.canonical import canonical_json, parse_json
@@ -26,7 +26,7 @@ from sandbox.sealing.algorithms import (
     DATA_KEY_BYTES,
     ED25519_BYTES,
     GCM_NONCE_BYTES,
-    HPKE_SUITE,
+    HPKE,
     MLKEM_SEED_BYTES,
     SCRYPT_N,
     SCRYPT_P,
@@ -79,7 +79,7 @@ class _KemKey:
     def unwrap(self, wrapped: bytes, info: bytes) -> bytes:
         """Return the wrapped secret. Raises ``WrongKeyError`` when it was made for another key or another ``info``."""
         try:
-            return HPKE_SUITE.decrypt(wrapped, self._key, info)
+            return Suite(*HPKE).decrypt(wrapped, self._key, info)
         except (InvalidTag, ValueError) as error:
             raise WrongKeyError(
                 "this key does not open it",

@@ -8,12 +8,12 @@ from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
+from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey, Suite
 
 from attestation.errors import FormatError
 from attestation.signing import VerifyKey, b64decode, b64encode
 from sandbox.errors import InputError
-from sandbox.sealing.algorithms import ED25519_BYTES, HPKE_SUITE, KEM_PUBLIC_BYTES, MLKEM_PUBLIC_BYTES
+from sandbox.sealing.algorithms import ED25519_BYTES, HPKE, KEM_PUBLIC_BYTES, MLKEM_PUBLIC_BYTES
 
 PUBLIC_PREFIX = "sealrig1:"
 PUBLIC_MAX_CHARS = 8192
@@ -32,7 +32,7 @@ def wrap_to_kem_key(public: bytes, secret: bytes, info: bytes) -> bytes:
             MLKEM768PublicKey.from_public_bytes(public[:MLKEM_PUBLIC_BYTES]),
             X25519PublicKey.from_public_bytes(public[MLKEM_PUBLIC_BYTES:]),
         )
-        return HPKE_SUITE.encrypt(secret, key, info)
+        return Suite(*HPKE).encrypt(secret, key, info)
     except ValueError as error:  # e.g. an X25519 point of low order, or ML-KEM coefficients out of range
         raise InputError(
             "not an HPKE public key",
