@@ -139,6 +139,15 @@ def test_bad_labels_are_refused(tmp_path, home, sealed, label):
     assert not (tmp_path / "y.sealed").exists()
 
 
+def test_a_state_folder_that_is_not_ours_does_not_spoil_a_bundle(tmp_path, home, sealed):
+    source, _, _ = sealed
+    loose = tmp_path / "loose"
+    (loose / "sealrig").mkdir(parents=True, mode=0o755)
+    result = run("seal", source, "-o", tmp_path / "y.sealed", "--json", env={**home, "XDG_STATE_HOME": str(loose)}).ok()
+    assert "not noted" in result.err
+    run("open", tmp_path / "y.sealed", "-o", tmp_path / "out", env=home).ok()
+
+
 def test_seal_keeps_an_existing_file(tmp_path, home, sealed):
     source, bundle, _ = sealed
     before = bundle.read_bytes()

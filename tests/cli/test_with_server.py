@@ -261,7 +261,7 @@ def test_nothing_that_is_no_bundle_leaves_this_machine(alice, tmp_path):
 def test_an_upload_survives_a_killed_server_and_no_byte_is_lost(tmp_path):
     with Rig(tmp_path / "rig") as rig:
         carol = rig.person("carol")
-        (tmp_path / "big").write_bytes(os.urandom(1024) * 300_000)
+        (tmp_path / "big").write_bytes(os.urandom(1024) * 200_000)
         sealed = tmp_path / "big.sealed"
         digest = carol.json("seal", tmp_path / "big", "-o", sealed)["digest"]
         pushing = carol.spawn("push", "push", sealed, "--json")
