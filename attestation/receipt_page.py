@@ -20,9 +20,15 @@ p.verdict { font-size: 1.1rem; padding: .5rem .75rem; border: 2px solid; } p.hel
 dl { display: grid; grid-template-columns: 11rem 1fr; gap: .2rem 1rem; margin: 0; } dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; } table { border-collapse: collapse; width: 100%; font-size: .88em; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .5rem .25rem 0; border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
-thead { display: table-header-group; } tr { break-inside: avoid; } code { font: .9em ui-monospace, monospace; } footer { margin-top: 2rem; color: #555; }
+thead { display: table-header-group; } tr { break-inside: avoid; }
+code { font: .9em ui-monospace, monospace; } footer { margin-top: 2rem; color: #555; }
 @media print { body { margin: 0; max-width: none; } @page { margin: 2cm; } }
 """
+
+_FOOTER = (
+    "<footer>Anybody can repeat this: <code>sealrig receipt verify FILE --trust TRUST.yaml</code>. "
+    "Each document is signed by its maker; each log entry carries a proof of its place in a tree whose root the log signed.</footer>"
+)
 
 
 def receipt_page(result: ReceiptResult, *, digest: str, trust_digest: str, at: datetime) -> str:
@@ -49,8 +55,7 @@ def receipt_page(result: ReceiptResult, *, digest: str, trust_digest: str, at: d
             ("", "check", "seen", "wanted", ""),
             ((str(number), step.step, step.seen, step.wanted, "held" if step.ok else "FAILED") for number, step in enumerate(result.steps, 1)),
         ),
-        "<footer>Anybody can repeat this: <code>sealrig receipt verify FILE --trust TRUST.yaml</code>. "
-        "Each document is signed by its maker; each log entry carries a proof of its place in a tree whose root the log signed.</footer>",
+        _FOOTER,
     ]  # fmt: skip
     title = f"Receipt of {escape(result.lease)}"
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>'
@@ -99,7 +104,8 @@ def _certificate(said: Predicate) -> str:
         ("Result", said.result), ("Standard", said.standard), ("Began", time_text(said.started_at)), ("Ended", time_text(said.ended_at)),
         ("Tool", f"{said.tool.name} {said.tool.version}"), ("Performed by", said.performed_by.name),
         ("Verified by", said.verified_by.name if said.verified_by else "nobody but the node"),
-        ("Validated by", said.validated_by.name if said.validated_by else "nobody but the node"), ("GPUs", said.gpus), ("Limits", said.limits),
+        ("Validated by", said.validated_by.name if said.validated_by else "nobody but the node"),
+        ("GPUs", said.gpus), ("Limits", said.limits),
     ])  # fmt: skip
     columns = ("medium", "model, serial", "method", "technique", "verification", "proven")
     return facts + _table(columns, (_medium(medium) for medium in said.media))
