@@ -53,7 +53,7 @@ def receipt_page(result: ReceiptResult, *, digest: str, trust_digest: str, at: d
         "<h2>Checks</h2>",
         _table(
             ("", "check", "seen", "wanted", ""),
-            ((str(number), step.step, step.seen, step.wanted, "held" if step.ok else "FAILED") for number, step in enumerate(result.steps, 1)),
+            ((f"{number}", step.step, step.seen, step.wanted, "held" if step.ok else "FAILED") for number, step in enumerate(result.steps, 1)),
         ),
         _FOOTER,
     ]  # fmt: skip
