@@ -200,8 +200,9 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as the wish to end. Unlike uvicorn's own, it does not kill the process with them afterwards: the log and
-        the database are closed first.
+        """Take SIGINT and SIGTERM as the wish to end.
+
+        Unlike uvicorn's own, this does not kill the process with them afterwards: log and database are closed first.
         """
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -65,9 +65,9 @@ class House:
         return bundle
 
 
-def open_house(stack: ExitStack, folder: Path, limits: Limits | None = None) -> House:
+def open_house(stack: ExitStack, folder: Path, limits: Limits | None = None, store: str = "") -> House:
     clock = Clock()
-    settings = ControlSettings(data=folder / "data", policy=load_policy(POLICY), limits=limits or Limits())
+    settings = ControlSettings(data=folder / "data", policy=load_policy(POLICY), limits=limits or Limits(), store=store)
     control = stack.enter_context(open_control(settings, now=clock))
     http = stack.enter_context(TestClient(create_app(control), base_url="http://server"))
     return House(control, http, clock, folder)

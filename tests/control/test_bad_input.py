@@ -379,8 +379,19 @@ def test_an_end_needs_wipe_and_certificate_by_the_nodes_own_key(house: House) ->
     assert code(node.report(lease, "wiping", outcome="succeeded")) == "invalid-state"
 
 
-@pytest.mark.parametrize("path", ["/v1/leases/lease-1", "/v1/leases/..%2f..%2fetc", "/v1/nodes/node-x", "/v1/bundles/blake3:zz", "/log/tile/../log.key",
-                                  "/log/tile/%2e%2e/%2e%2e/log.key", "/v1/uploads/upload-1", "/nothing"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/leases/lease-1",
+        "/v1/leases/..%2f..%2fetc",
+        "/v1/nodes/node-x",
+        "/v1/bundles/blake3:zz",
+        "/log/tile/../log.key",
+        "/log/tile/%2e%2e/%2e%2e/log.key",
+        "/v1/uploads/upload-1",
+        "/nothing",
+    ],
+)
 def test_names_are_never_paths(house: House, path: str) -> None:
     answer: Any = Person(house.http, house.token("operator", "operator")).get(path)
     assert answer.status_code in {404, 405, 422, 403}

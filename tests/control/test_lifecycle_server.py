@@ -34,6 +34,10 @@ def lease_of(house: House) -> tuple:
 # ---- every pair of states
 
 
+def undo() -> None:
+    raise StateError("undo")
+
+
 @pytest.mark.parametrize("seen", list(LeaseState))
 def test_only_the_lifecycles_steps_exist(house: House, seen: LeaseState) -> None:
     _, _, lease = lease_of(house)
@@ -44,8 +48,7 @@ def test_only_the_lifecycles_steps_exist(house: House, seen: LeaseState) -> None
                 row.state = seen.value
                 session.flush()
                 advance(house.control, session, row, wanted, actor="server", evidence=REF)
-                moved = True
-                raise StateError("undo")
+                undo()
         except StateError as error:
             moved = error.message == "undo"
         assert moved is (wanted in TRANSITIONS[seen]), (seen, wanted)
@@ -186,9 +189,15 @@ def test_cancelling_before_a_node_was_touched_ends_at_once(house: House) -> None
     assert customer.get(f"/v1/leases/{lease}/receipt").status_code == 200
 
 
-@pytest.mark.parametrize(("state", "asked", "end"), [
-    ("placed", "cancelled", "cancelled"), ("attested", "cancelled", "cancelled"), ("unlocked", "cancelled", "closed"), ("running", "cancelled", "closed"),
-])
+@pytest.mark.parametrize(
+    ("state", "asked", "end"),
+    [
+        ("placed", "cancelled", "cancelled"),
+        ("attested", "cancelled", "cancelled"),
+        ("unlocked", "cancelled", "closed"),
+        ("running", "cancelled", "closed"),
+    ],
+)
 def test_cancelling_on_a_node_goes_through_the_wipe(house: House, state: str, asked: str, end: str) -> None:
     customer, node, lease = lease_of(house)
     walk(customer, node, lease, state)

@@ -148,12 +148,21 @@ def test_two_tenants_see_nothing_of_each_other(house: House) -> None:
         assert len(ok(lab.get(listed))) == 1
     assert ok(works.get("/v1/identities")) == [works.identity.public.text]
     refusals = [
-        works.get(f"/v1/leases/{lease}"), works.post(f"/v1/leases/{lease}/cancel"), works.post(f"/v1/leases/{lease}/revoke"),
-        nonce(works, lease), works.get(f"/v1/leases/{lease}/evidence"), works.get(f"/v1/leases/{lease}/logs"), works.get(f"/v1/leases/{lease}/receipt"),
+        works.get(f"/v1/leases/{lease}"),
+        works.post(f"/v1/leases/{lease}/cancel"),
+        works.post(f"/v1/leases/{lease}/revoke"),
+        nonce(works, lease),
+        works.get(f"/v1/leases/{lease}/evidence"),
+        works.get(f"/v1/leases/{lease}/logs"),
+        works.get(f"/v1/leases/{lease}/receipt"),
         works.post(f"/v1/leases/{lease}/grant", {"grant": lab.grant(lease).to_json()}),
         works.post(f"/v1/leases/{lease}/refusal", {"reasons": [{"rule": "", "seen": "", "wanted": "", "fix": ""}]}),
-        works.get(f"/v1/leases?before={lease}"), works.get(f"/v1/bundles/{bundle.digest}"), works.get(f"/v1/bundles/{bundle.digest}/content"),
-        works.delete(f"/v1/bundles/{bundle.digest}"), works.send(half, 0, b"x"), works.call("DELETE", half, headers={"Tus-Resumable": "1.0.0"}),
+        works.get(f"/v1/leases?before={lease}"),
+        works.get(f"/v1/bundles/{bundle.digest}"),
+        works.get(f"/v1/bundles/{bundle.digest}/content"),
+        works.delete(f"/v1/bundles/{bundle.digest}"),
+        works.send(half, 0, b"x"),
+        works.call("DELETE", half, headers={"Tus-Resumable": "1.0.0"}),
     ]
     assert [(answer.status_code, code(answer)) for answer in refusals] == [(404, "not-found")] * len(refusals)
     unknown = works.get(f"/v1/leases/{LEASE}").json()

@@ -75,6 +75,7 @@ def test_the_strict_profile_applies_where_nothing_was_said(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_it_starts_ends_cleanly_and_lets_long_polls_go(server: ServerProcess) -> None:
     customer, node = server.customer(), server.node()
     lease = ok(customer.submit(customer.job()))["id"]
@@ -94,6 +95,7 @@ def test_it_starts_ends_cleanly_and_lets_long_polls_go(server: ServerProcess) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_at_every_state_it_loses_nothing_that_was_acknowledged(server: ServerProcess) -> None:
     customer, node = server.customer(), server.node()
     bundle = make_bundle(server.folder, customer.identity, b"weights" * 1000)
@@ -114,11 +116,16 @@ def test_killed_at_every_state_it_loses_nothing_that_was_acknowledged(server: Se
         "unlocked": lambda: ok(customer.unlock(lease, bundle.digest)),
         "running": lambda: ok(node.report(lease, "running")),
         "collecting": lambda: (
-            node.call("PUT", f"/v1/nodes/{node.id}/leases/{lease}/logs/0", content=b"log").raise_for_status(), ok(node.report(lease, "collecting")),
+            node.call("PUT", f"/v1/nodes/{node.id}/leases/{lease}/logs/0", content=b"log").raise_for_status(),
+            ok(node.report(lease, "collecting")),
         ),
         "wiping": lambda: (
             node.upload(result.raw, result.digest, lease=lease),
-            ok(node.report(lease, "wiping", outcome="succeeded", exit_code=0, result=result.digest, documents=node.run_record(lease, result.digest))),
+            ok(
+                node.report(
+                    lease, "wiping", outcome="succeeded", exit_code=0, result=result.digest, documents=node.run_record(lease, result.digest)
+                )
+            ),
         ),
         "closed": lambda: ok(node.report(lease, "closed", documents=node.wipe(lease))),
     }
@@ -137,14 +144,24 @@ def test_killed_at_every_state_it_loses_nothing_that_was_acknowledged(server: Se
     assert customer.get(f"/v1/bundles/{result.digest}/content").content == result.raw
     assert len(ok(customer.get(f"/v1/leases/{lease}/logs"))["chunks"]) == 1
     vkey = NoteVerifier.from_text(server.http.get("/log/vkey").text)
-    trust = Trust.from_tree({"apiVersion": "sealrig/v1", "kind": "Trust", "spec": {
-        "level": "software", "nodes": {node.id: node.key.public.text}, "log": {"origin": vkey.name, "key": vkey.text}, "interlock": "claimed",
-    }})
+    trust = Trust.from_tree(
+        {
+            "apiVersion": "sealrig/v1",
+            "kind": "Trust",
+            "spec": {
+                "level": "software",
+                "nodes": {node.id: node.key.public.text},
+                "log": {"origin": vkey.name, "key": vkey.text},
+                "interlock": "claimed",
+            },
+        }
+    )
     checked = verify_receipt(customer.get(f"/v1/leases/{lease}/receipt").content, trust)
     assert checked.ok, [step for step in checked.steps if not step.ok]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_in_the_middle_of_many_requests_it_keeps_every_acknowledged_one(server: ServerProcess) -> None:
     customer = server.customer()
     acknowledged: list[str] = []

@@ -3,26 +3,55 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store import CHUNK, BundleStore
 from sandbox.control.store.folder import FolderStore
-from sandbox.control.store.url import open_store
+from sandbox.control.store.s3 import S3Store
+from sandbox.control.store.url import CREDENTIALS, open_store
 from sandbox.errors import InputError, SealrigError, UsageError
+from tests.control.conftest import open_house
 
 ONE, TWO = "blake3:" + "1" * 64, "blake3:" + "2" * 64
 
 
-@pytest.fixture(params=["folder", "other-filesystem"])
-def store(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iterator[tuple[BundleStore, Path]]:
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A server that speaks S3, in this process, on a port of its own."""
+    server = pytest.importorskip("moto.server", reason="needs the package moto[server], a server that speaks S3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        running.start()
+        host, port = running.get_host_and_port()
+        yield f"http://{host}:{port}"
+        running.stop()
+
+
+def s3_settings(folder: Path, endpoint: str) -> ControlSettings:
+    bucket = f"bundles-{os.urandom(4).hex()}"
+    assert httpx.put(f"{endpoint}/{bucket}").is_success
+    credentials = folder / CREDENTIALS
+    credentials.write_text('{"access_key_id": "key", "secret_access_key": "secret"}')
+    credentials.chmod(0o600)
+    return ControlSettings(data=folder, store=f"s3://{bucket}/some/prefix?region=us-east-1&endpoint={endpoint}")
+
+
+@pytest.fixture(params=["folder", "other-filesystem", "s3"])
+def store(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> tuple[BundleStore, Path]:
     """A store, and a folder to put from."""
     incoming = (tmp_path if request.param == "other-filesystem" else folder) / "incoming"
     incoming.mkdir()
-    yield FolderStore(folder / "bundles"), incoming
+    if request.param == "s3":
+        return open_store(s3_settings(folder, request.getfixturevalue("s3_endpoint"))), incoming
+    return FolderStore(folder / "bundles"), incoming
 
 
 def source(folder: Path, data: bytes) -> Path:
@@ -100,7 +129,7 @@ def test_half_written_copies_go_at_the_start(folder: Path) -> None:
 def test_every_step_is_synced_before_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     real_sync, real_replace = os.fsync, Path.replace
-    monkeypatch.setattr("os.fsync", lambda fd: (told.append(f"sync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}"), real_sync(fd))[1])
+    monkeypatch.setattr("os.fsync", lambda fd: (told.append(f"sync {Path(f'/proc/self/fd/{fd}').readlink().name}"), real_sync(fd))[1])
     monkeypatch.setattr(Path, "replace", lambda self, target: (told.append("rename"), real_replace(self, target))[1])
     FolderStore(folder / "bundles").put(ONE, source(folder, b"data"))
     assert told == ["sync bundles", "sync upload", "rename", "sync 11"]
@@ -112,6 +141,42 @@ def test_which_store_a_url_means(folder: Path) -> None:
 
     assert isinstance(opened(""), FolderStore)
     assert isinstance(opened(f"file://{folder}/elsewhere"), FolderStore)
-    for wrong in ("file://host/x", "ftp://x", "s3:", "folder", "file:x"):
-        with pytest.raises(UsageError):
+    for wrong in ("file://host/x", "ftp://x", "s3:", "folder", "file:x", "s3://key:secret@bucket/x", "s3://bucket?more=1"):
+        with pytest.raises(UsageError) as raised:
             opened(wrong)
+        assert "secret" not in f"{raised.value} {raised.value.details}"
+
+
+@pytest.mark.parametrize(("text", "mode"), [("{}", 0o644), ("{", 0o600), ('{"more": "x"}', 0o600), ('{"access_key_id": 1}', 0o600)])
+def test_credentials_are_a_private_file(folder: Path, text: str, mode: int) -> None:
+    path = folder / CREDENTIALS
+    path.write_text(text)
+    path.chmod(mode)
+    with pytest.raises(UsageError):
+        open_store(ControlSettings(data=folder, store="s3://bucket"))
+
+
+def test_an_s3_server_that_does_not_answer_is_a_storage_fault(folder: Path) -> None:
+    credentials = folder / CREDENTIALS
+    credentials.write_text('{"access_key_id": "key", "secret_access_key": "secret"}')
+    credentials.chmod(0o600)
+    bundles = S3Store("bucket", "", endpoint="http://127.0.0.1:9", region="x", access_key_id="key", secret_access_key="secret",
+                      client_options={"allow_http": True}, retry_config={"max_retries": 0})  # fmt: skip
+    with pytest.raises(OSError) as raised:
+        bundles.check()
+    assert "secret" not in str(raised.value)
+
+
+def test_a_lease_server_on_s3(folder: Path, s3_endpoint: str) -> None:
+    folder.joinpath("data").mkdir()
+    settings = s3_settings(folder / "data", s3_endpoint)
+    with ExitStack() as stack:
+        house = open_house(stack, folder, store=settings.store)
+        customer = house.customer()
+        bundle = house.bundle(customer, os.urandom(3 * CHUNK))
+        answer = customer.get(f"/v1/bundles/{bundle.digest}/content", headers={"Range": "bytes=5000-1999999"})
+        assert answer.content == bundle.raw[5000:2_000_000]
+        assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
+        assert customer.delete(f"/v1/bundles/{bundle.digest}").status_code == 204
+        assert list(house.control.store.digests()) == []
+        assert house.http.get("/readyz").status_code == 200

@@ -89,11 +89,20 @@ def test_a_bundle_that_a_lease_needs_stays(house: House) -> None:
     assert customer.delete(f"/v1/bundles/{bundle.digest}").status_code == 204
 
 
-@pytest.mark.parametrize(("header", "status", "content"), [
-    ("bytes=0-0", 206, slice(0, 1)), ("bytes=10-19", 206, slice(10, 20)), ("bytes=5-", 206, slice(5, None)), ("bytes=0-999999999", 206, slice(0, None)),
-    ("bytes=-5", 200, slice(0, None)), ("chunks=1-2", 200, slice(0, None)), ("bytes=1-2,4-5", 200, slice(0, None)),
-    ("bytes=99999999-", 416, slice(0, 0)), ("bytes=9-3", 416, slice(0, 0)),
-])
+@pytest.mark.parametrize(
+    ("header", "status", "content"),
+    [
+        ("bytes=0-0", 206, slice(0, 1)),
+        ("bytes=10-19", 206, slice(10, 20)),
+        ("bytes=5-", 206, slice(5, None)),
+        ("bytes=0-999999999", 206, slice(0, None)),
+        ("bytes=-5", 200, slice(0, None)),
+        ("chunks=1-2", 200, slice(0, None)),
+        ("bytes=1-2,4-5", 200, slice(0, None)),
+        ("bytes=99999999-", 416, slice(0, 0)),
+        ("bytes=9-3", 416, slice(0, 0)),
+    ],
+)
 def test_ranges(house: House, header: str, status: int, content: slice) -> None:
     customer = house.customer()
     bundle = house.bundle(customer)
