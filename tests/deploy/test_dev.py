@@ -1,0 +1,119 @@
+"""``./dev``: what is there is used, what cannot be set up is said in one sentence."""
+
+from __future__ import annotations
+
+import http.server
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy" / "dev"))
+
+import engine  # noqa: E402  (a folder that Python runs, not a package)
+import environment  # noqa: E402
+import system  # noqa: E402
+
+
+class _Ping(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_words):
+        pass
+
+    def address_string(self):
+        return ""
+
+
+class _UnixServer(socketserver.ThreadingUnixStreamServer):
+    def get_request(self):
+        connection, _ = super().get_request()
+        return connection, ("", 0)
+
+
+@pytest.fixture
+def answering(tmp_path):
+    path = tmp_path / "s"
+    with _UnixServer(str(path), _Ping) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"unix://{path}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_engine_that_answers_is_used(answering, monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", answering)
+    assert engine.ensure_engine(tmp_path) == answering
+
+
+def test_a_chosen_engine_that_does_not_answer_is_said_and_no_other_is_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing")
+    monkeypatch.setattr(engine, "_start_own", lambda *_words: pytest.fail("another engine was started"))
+    with pytest.raises(system.Refusal, match="does not answer; start that engine or unset DOCKER_HOST"):
+        engine.ensure_engine(tmp_path)
+
+
+def test_our_own_engine_is_found_again(answering, monkeypatch, tmp_path):
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(engine, "DEFAULT_SOCKET", str(tmp_path / "nothing"))
+    (tmp_path / "docker.sock").symlink_to(answering.removeprefix("unix://"))
+    monkeypatch.setattr(engine, "_own_folder", lambda _root: tmp_path)
+    assert engine.ensure_engine(tmp_path) == f"unix://{tmp_path}/docker.sock"
+
+
+def test_nothing_missing_installs_nothing(monkeypatch):
+    monkeypatch.setattr(system.subprocess, "run", lambda *_words, **_more: pytest.fail("something was run"))
+    monkeypatch.setattr(system, "find", lambda tool: f"/usr/bin/{tool}")
+    system.ensure_tools()
+
+
+def test_without_apt_the_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(system, "find", lambda _tool: None)
+    with pytest.raises(system.Refusal, match=r"no apt-get: .*e2fsprogs.*install them"):
+        system.ensure_tools()
+
+
+def test_without_root_and_sudo_it_says_so(monkeypatch):
+    monkeypatch.setattr(system.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(system, "find", lambda _tool: None)
+    with pytest.raises(system.Refusal, match="there is no sudo; run this as root"):
+        system.prefix_root(["true"])
+
+
+def test_an_environment_that_matches_the_lock_is_left_alone(monkeypatch, tmp_path):
+    for name in ("uv.lock", "pyproject.toml"):
+        (tmp_path / name).write_text(name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    calls = []
+
+    def run(command, **_more):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    monkeypatch.setattr(environment, "_uv", lambda _root: "uv")
+    environment.ensure_environment(tmp_path)
+    assert len(calls) == 1
+    assert "--frozen" in calls[0]
+    environment.ensure_environment(tmp_path)
+    assert len(calls) == 1
+    (tmp_path / "uv.lock").write_text("another")
+    environment.ensure_environment(tmp_path)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0), (["fmt", "x"], 1)])
+def test_a_wrong_command_line_is_said(words, code):
+    done = subprocess.run([ROOT / "dev", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr
+    assert "Traceback" not in done.stderr
