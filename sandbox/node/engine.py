@@ -41,6 +41,8 @@ class EngineFacts:
     cgroup_version: str
     security: tuple[str, ...]
     cdi: bool
+    gvisor_args: str = ""
+    """The arguments that the engine gives the runtime runsc."""
 
     @property
     def apparmor(self) -> bool:
@@ -95,6 +97,7 @@ class Engine:
             cgroup_version=str(info.get("CgroupVersion", "1")),
             security=tuple(info.get("SecurityOptions") or ()),
             cdi=bool(info.get("CDISpecDirs")),
+            gvisor_args=" ".join(((info.get("Runtimes") or {}).get("runsc") or {}).get("runtimeArgs") or ()),
         )
 
     def image(self, reference: str) -> ImageFacts:

@@ -30,6 +30,9 @@ NOFILE = 65536
 """The most open files of a process; less where the host itself has less."""
 STOP_SECONDS = 5
 MAX_SCRATCH_INODES = 4_000_000
+GVISOR_THREADS = 512
+GVISOR_MEMORY = 64 * 2**20
+"""What gVisor's own kernel, a process on the host, needs beside the job under the same control group."""
 ScratchKind = Literal["tmpfs", "fscrypt"]
 
 # Names that steer the dynamic loader or a GPU container hook; the hook runs on the host with the container's environment.
@@ -201,6 +204,7 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
     shadows = [Tmpfs(target, SHADOW_BYTES) for target in sorted(set(image.volumes)) if target.rstrip("/") not in taken]
     # On tmpfs what a job writes is charged to the container's memory as well, so that the limit must cover both.
     memory = resources.memory + (resources.scratch if host.scratch_kind == "tmpfs" else 0)
+    gvisor = spec.isolation == "gvisor"
     return LaunchPlan(
         lease=lease,
         node=host.node,
@@ -213,9 +217,9 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
         exposed_ports=image.exposed_ports,
         binds=tuple(binds),
         tmpfs=tuple(shadows),
-        memory=memory,
+        memory=memory + (GVISOR_MEMORY if gvisor else 0),
         nano_cpus=round(resources.cpus * 1_000_000_000),
-        pids=resources.pids,
+        pids=resources.pids + (GVISOR_THREADS if gvisor else 0),
         shm=resources.shm,
         scratch_kind=host.scratch_kind,
         scratch=resources.scratch,
@@ -224,7 +228,7 @@ def make_plan(lease: str, job: Job, image: ImageFacts, host: HostFacts) -> Launc
         seccomp=host.seccomp,
         seccomp_digest=sha256_digest(host.seccomp.encode()),
         apparmor=host.apparmor,
-        runtime="runsc" if spec.isolation == "gvisor" else "runc",
+        runtime="runsc" if gvisor else "runc",
         network="egress" if host.egress else "none",
         egress=host.egress,
         devices=host.devices,

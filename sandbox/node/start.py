@@ -75,7 +75,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
             isolation=isolation,
             scratch=kinds,
             gpus=tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in found.gpus),
-            engine={"version": facts.version, "api": facts.api_version, "cgroup": facts.cgroup_version},
+            engine={"version": facts.version, "api": facts.api_version, "cgroup": facts.cgroup_version, "runsc": facts.gvisor_args},
         ),
         posture=lambda: posture_facts(engine.facts()),
         seccomp=shipped_profile(),

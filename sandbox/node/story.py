@@ -205,6 +205,10 @@ def place(story: Story) -> Placed:
     spec = statement.job.spec
     if spec.isolation == "gvisor" and "gvisor" not in story.node.facts.isolation:
         raise Ended(Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's Docker Engine has no runtime runsc"))
+    if spec.isolation == "gvisor" and spec.network != "none" and "--network=none" in story.node.facts.engine.get("runsc", ""):
+        raise Ended(
+            Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's runtime runsc gives no network (--network=none)")
+        )
     story.account.gpus = story.node.gpus.take(story.lease, spec.resources.gpus, spec.resources.gpu_memory)
     kind = choose(spec.resources.scratch, policy.policy.spec.scratch.kind, available_memory=available_memory(), kinds=available_kinds())
     return Placed(statement, envelope.digest, customer, policy, kind)

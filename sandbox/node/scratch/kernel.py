@@ -57,7 +57,7 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> None:
-    """Make a mount as mount(2) does. Raises ``OSError``."""
+    """Mount a file system. Raises ``OSError``."""
     _check(_libc.mount(source.encode(), bytes(target), kind.encode(), ctypes.c_ulong(flags), data.encode()), f"mount {target}")
 
 
