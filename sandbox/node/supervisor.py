@@ -145,7 +145,7 @@ class Supervisor:
         try:
             try:
                 target(lease, journal)
-            except Exception:  # noqa: BLE001  (whatever it was, the node goes on without this lease, in quarantine)
+            except Exception:  # noqa: BLE001  (whatever it was, the job must not run on)
                 _log.exception("lease thread failed", lease=lease)
                 self._mend(lease, journal)
         except Exception:  # noqa: BLE001  (whatever it was, the node goes on without this lease, in quarantine)
@@ -174,8 +174,8 @@ class Supervisor:
         told = story.Story(self._node, lease, self._inboxes[lease], journal, self._reporters[lease])
         try:
             verdict = story.tell(told)
-        except Exception:  # noqa: BLE001  (whatever it was, the node goes on without this lease, in quarantine)
-            _log.exception("story failed", lease=lease)  # the wipe is not for the story to hold up
+        except Exception:  # noqa: BLE001  (the wipe is not for the story to hold up)
+            _log.exception("story failed", lease=lease)
             verdict = Verdict(Outcome.NODE_FAILURE, told.account.exit_code, None, "the node failed in mid-lease; its own log says why")
         end = ending.from_story(self._node, lease, journal, told.account, verdict)
         ending.finish(self._node, end, journal, told.reporter, told.account)
