@@ -185,13 +185,12 @@ class Order:
         """Start with an empty tree."""
         self._last = b""
         self._folders: list[bytes] = []
-        self._files: set[bytes] = set()
         self.links: dict[bytes, bytes] = {}
 
-    def add(self, entry: Entry, known: Mapping[bytes, object] | None = None) -> None:
-        """Check the next entry; ``known`` holds the files before it, or they are remembered here. Raises ``BundleError``."""
+    def add(self, entry: Entry, earlier: Mapping[bytes, Entry]) -> None:
+        """Check the next entry; ``earlier`` holds those before it by path. Raises ``BundleError``."""
         key = order(entry.path)
-        if self._last and key <= self._last:
+        if key <= self._last:
             raise _bad_line(f"{entry.name} out of order or twice")
         self._last = key
         parent = entry.path.rpartition(b"/")[0]
@@ -203,10 +202,10 @@ class Order:
             self._folders.append(entry.path)
         elif entry.kind is Kind.SYMLINK:
             self.links[entry.path] = entry.target
-        elif entry.kind is Kind.FILE and known is None:
-            self._files.add(entry.path)
-        elif entry.kind is Kind.LINK and entry.target not in (self._files if known is None else known):
-            raise _bad_line(f"{entry.name}, a link to no earlier file")
+        elif entry.kind is Kind.LINK:
+            target = earlier.get(entry.target)
+            if target is None or target.kind is not Kind.FILE:
+                raise _bad_line(f"{entry.name}, a link to no earlier file")
 
 
 def lines(pieces: Iterator[memoryview]) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ replaced what is inside, because the lines carry the digest of every file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from blake3 import blake3
@@ -44,8 +44,10 @@ def write_index(entries: Iterable[Entry], header: Header, signer: SigningKey) ->
     yield end_line(count, signer.sign(_message(header, state.digest())))
 
 
-def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size: int) -> Iterator[Entry]:
+def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size: int, earlier: Mapping[bytes, Entry]) -> Iterator[Entry]:
     """Yield the entries of an index, each checked as it comes; what ties them together is only proven when the iteration ends.
+
+    ``earlier`` is where the caller keeps what was yielded, by path: hard links name one of them.
 
     Raises ``BundleError``, ``UnsafePathError`` or ``BundleTamperedError``: unsafe, out of order or in another spelling, not where the tar
     has them, or not what the sealer signed. A caller must not act on entries before the last one.
@@ -58,7 +60,7 @@ def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size:
     for line in lines(pieces):
         if held is not None:
             entry = decode_line(held)
-            order.add(entry)
+            order.add(entry, earlier)
             placed, cursor = with_offset(entry, cursor)
             if placed.offset != entry.offset:
                 raise _unsound(f"{entry.name} at {entry.offset}", f"at {placed.offset}")

@@ -143,7 +143,7 @@ class BundleReader:
         pieces = iterate_stream(stream, lambda start, length: self._source.read_at(offset + start, length))
         found: dict[bytes, Entry] = {}
         total = 0
-        for entry in read_index(pieces, header, self.payload.plain_size):
+        for entry in read_index(pieces, header, self.payload.plain_size, found):
             found[entry.path] = entry
             total += entry.size
             self._limits.check(len(found), total)

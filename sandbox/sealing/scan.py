@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,16 +16,23 @@ from sandbox.sealing.entries import Entry, Kind, check_path, shown, unsafe_links
 MAX_ENTRIES = 10_000_000
 _BLOCK = 512
 _SPARSE_FROM = 64 * 1024
+_NO_DIGEST = bytes(32)
+_STATE = struct.Struct("=QQqqq")
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An entry, where it was found, and what the file system said about it: (device, inode, size, mtime, ctime) in ns."""
+    """An entry, what stands before its path to find it again, and what the file system said about it. Kept small: there may be millions."""
 
     entry: Entry
-    place: bytes
-    seen: tuple[int, int, int, int, int]
+    base: bytes
+    seen: bytes
+
+    @property
+    def place(self) -> bytes:
+        """Where it was found."""
+        return self.base + self.entry.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +41,13 @@ class Scan:
 
     found: list[Found]
     skipped: list[str]
-    root: tuple[bytes, tuple[int, int, int, int, int]] | None
+    root: tuple[bytes, bytes] | None
 
 
-def state_of(status: os.stat_result) -> tuple[int, int, int, int, int]:
+def state_of(status: os.stat_result) -> bytes:
     """Return what changes when a file's bytes, names or attributes change."""
     size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-    return status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns
+    return _STATE.pack(status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def changed(place: bytes) -> InputError:
@@ -117,36 +125,41 @@ class _Walker:
     def several(self, sources: Sequence[Path]) -> Iterator[Found]:
         if not sources:
             raise InputError("nothing to seal", rule="sources", seen="no file or folder", wanted="at least one", fix="name what to seal")
-        named = sorted((os.fsencode(source.resolve().name if source.name in ("", "..") else source.name), source) for source in sources)
-        for (name, _), (other, _) in pairwise(named):
-            if name == other:
+        # A source called "." or ".." has no name of its own until it is resolved.
+        named = sorted(os.fsencode(source.resolve() if source.name in ("", "..") else source) for source in sources)
+        named.sort(key=lambda place: place.rpartition(b"/")[2])
+        for place, following in pairwise(named):
+            name = place.rpartition(b"/")[2]
+            if name == following.rpartition(b"/")[2]:
                 raise InputError(f"two sources are called {shown(name)}", rule="sources", seen=shown(name), wanted="different names",
                                  fix="rename one, or seal the folder that holds both")  # fmt: skip
-        for name, source in named:
-            yield from self._walk([(name, os.fsencode(source))])
+        for place in named:
+            folder, slash, name = place.rpartition(b"/")
+            yield from self._walk(folder + slash, [name])
 
     def folder(self, place: bytes) -> Iterator[Found]:
-        yield from self._walk(self._names(place, b""))
+        yield from self._walk(place + b"/", self._names(place + b"/", b""))
 
-    def _names(self, place: bytes, path: bytes) -> list[tuple[bytes, bytes]]:
+    def _names(self, base: bytes, path: bytes) -> list[bytes]:
         try:
-            names = os.listdir(place)  # noqa: PTH208  (names are bytes)
+            names = os.listdir(base + path)  # noqa: PTH208  (names are bytes)
         except OSError as error:
-            raise _unreadable(place, error) from error
+            raise _unreadable(base + path, error) from error
         front = path + b"/" if path else b""
-        return [(front + name, place + b"/" + name) for name in sorted(names)]
+        return [front + name for name in sorted(names)]
 
-    def _walk(self, todo: list[tuple[bytes, bytes]]) -> Iterator[Found]:
+    def _walk(self, base: bytes, todo: list[bytes]) -> Iterator[Found]:
         todo.reverse()
         while todo:
-            path, place = todo.pop()
+            path = todo.pop()
+            place = base + path
             try:
                 status = os.lstat(place)
                 target = os.readlink(place) if stat.S_ISLNK(status.st_mode) else b""  # noqa: PTH115  (a name of bytes)
             except OSError as error:
                 raise _unreadable(place, error) from error
             try:
-                item = Found(self._entry(check_path(path), status, target), place, state_of(status))
+                item = Found(self._entry(check_path(path), status, target), base, state_of(status))
             except (InputError, UnsafePathError):
                 if not self._lenient:
                     raise
@@ -154,7 +167,7 @@ class _Walker:
                 continue
             yield item
             if item.entry.kind is Kind.DIR:
-                todo.extend(reversed(self._names(place, path)))
+                todo.extend(reversed(self._names(base, path)))
 
     def _entry(self, path: bytes, status: os.stat_result, target: bytes) -> Entry:
         mode = status.st_mode & 0o777
@@ -176,7 +189,7 @@ class _Walker:
             if first != path:
                 return Entry(path, Kind.LINK, mode, status.st_mtime_ns, target=first)
         sparse = status.st_size >= _SPARSE_FROM and status.st_blocks * _BLOCK < status.st_size
-        return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, digest=bytes(32), sparse=sparse)
+        return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, digest=_NO_DIGEST, sparse=sparse)
 
 
 def _unreadable(place: bytes, error: OSError) -> InputError:

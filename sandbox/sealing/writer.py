@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
@@ -25,6 +25,7 @@ from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
 
 _EMPTY = blake3().digest()
+_DIGEST = len(_EMPTY)
 
 
 @dataclass(frozen=True)
@@ -108,22 +109,23 @@ def _check_places(sources: Sequence[Path], out: Path) -> None:
 def _lay_out(seen: Scan) -> tuple[list[Entry], int]:
     cursor = 0
     entries = []
-    for item in seen.found:
+    for number, item in enumerate(seen.found):
         entry, cursor = with_offset(item.entry, cursor)
+        seen.found[number] = Found(entry, item.base, item.seen)
         entries.append(entry)
     return entries, cursor + len(END)
 
 
-def _with_digests(entries: Sequence[Entry], digests: Mapping[int, bytes]) -> Iterator[Entry]:
+def _with_digests(entries: Sequence[Entry], digests: memoryview) -> Iterator[Entry]:
     for number, entry in enumerate(entries):
         if entry.kind is Kind.FILE:
-            digest = digests.get(number, _EMPTY)
+            digest = bytes(digests[number * _DIGEST : (number + 1) * _DIGEST]) if entry.size else _EMPTY
             yield Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, entry.offset, b"", digest, entry.sparse)
         else:
             yield entry
 
 
-def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output: Output, progress: Progress | None) -> dict[int, bytes]:
+def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output: Output, progress: Progress | None) -> memoryview:
     reader = _TarReader(seen.found, stream.plain_size, progress)
     hasher = _FileHasher(entries)
 
@@ -155,29 +157,32 @@ def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: S
         writer.write(line)
 
 
-@dataclass
 class _FileHasher:
-    """BLAKE3 of every file, from the pieces of each batch in order."""
+    """BLAKE3 of every file, from the pieces of each batch in order; one flat buffer, since there may be millions."""
 
-    entries: Sequence[Entry]
-    digests: dict[int, bytes] = field(default_factory=dict)
-    _state: blake3 | None = None
-    _left: int = 0
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = entries
+        self._state: blake3 | None = None
+        self._left = 0
+        self.digests = memoryview(bytearray(_DIGEST * len(entries)))
 
     def update(self, batch: Batch) -> None:
         for number, start, end in batch.pieces:
             view = batch.plain[start:end]
-            size = self.entries[number].size
+            size = self._entries[number].size
             if end - start == size:
-                self.digests[number] = blake3(view).digest()
+                self._set(number, blake3(view))
                 continue
             if self._state is None:
                 self._state, self._left = blake3(), size
             self._state.update(view)
             self._left -= end - start
             if self._left == 0:
-                self.digests[number] = self._state.digest()
+                self._set(number, self._state)
                 self._state = None
+
+    def _set(self, number: int, state: blake3) -> None:
+        self.digests[number * _DIGEST : (number + 1) * _DIGEST] = state.digest()
 
 
 class _TarReader:
