@@ -26,6 +26,7 @@ TEST_TOOLS = {
     "age": "age",
     "apparmor_parser": "apparmor",
     "chromium": "chromium",
+    "go": "golang-go",
     "runsc": "runsc",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
@@ -60,13 +61,20 @@ def prefix_root(command: Sequence[str]) -> list[str]:
 
 
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
-    """Run a command in the foreground and return its exit code; Ctrl-C is the command's to handle, and it is waited for."""
+    """Run a command in the foreground and return its exit code; being stopped is the command's to handle, and it is waited for."""
     with subprocess.Popen(list(command), env=None if env is None else dict(env)) as process:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A terminal's Ctrl-C reaches the command by itself; what is sent to us alone is handed on.
+        handlers = {
+            signal.SIGINT: signal.SIG_IGN,
+            signal.SIGTERM: lambda *_: process.terminate(),
+            signal.SIGHUP: lambda *_: process.terminate(),
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             code = process.wait()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
