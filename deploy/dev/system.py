@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 # What the programs and their tests call, and the Debian package that has it.
 TOOLS = {
@@ -26,7 +27,7 @@ TEST_TOOLS = {
     "age": "age",
     "apparmor_parser": "apparmor",
     "chromium": "chromium",
-    "go": "golang-go",
+    "go": "golang-go golang-golang-x-mod-dev",
     "runsc": "runsc",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
@@ -63,13 +64,13 @@ def prefix_root(command: Sequence[str]) -> list[str]:
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
     """Run a command in the foreground and return its exit code; being stopped is the command's to handle, and it is waited for."""
     with subprocess.Popen(list(command), env=None if env is None else dict(env)) as process:
+
+        def hand_on(_number: int, _frame: FrameType | None) -> None:
+            process.terminate()
+
         # A terminal's Ctrl-C reaches the command by itself; what is sent to us alone is handed on.
-        handlers = {
-            signal.SIGINT: signal.SIG_IGN,
-            signal.SIGTERM: lambda *_: process.terminate(),
-            signal.SIGHUP: lambda *_: process.terminate(),
-        }
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             code = process.wait()
         finally:
@@ -87,7 +88,7 @@ def ensure_test_tools() -> None:
     """Install what tests call beyond that; a distribution that lacks one of them is told of, and no obstacle."""
     for package in sorted({package for tool, package in TEST_TOOLS.items() if find(tool) is None}):
         try:
-            install([package])
+            install(package.split())
         except Refusal as refusal:
             say(f"going on without {package}: {refusal}")
 
