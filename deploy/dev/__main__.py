@@ -47,7 +47,7 @@ def lint(words: Sequence[str]) -> int:
     """Run every static check; all of them, even after one failed."""
     _no_words("lint", words)
     ensure_environment(ROOT)
-    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["lint-imports", "--no-cache"])
+    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["mypy", "deploy/dev"], ["lint-imports", "--no-cache"])
     failed = [name for name, *rest in checks if run([str(_bin(name)), *rest], env=_environment())]
     if failed:
         sys.stderr.write(f"dev lint: failed: {', '.join(failed)}\n")

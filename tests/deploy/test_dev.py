@@ -7,6 +7,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,19 @@ def test_an_environment_that_matches_the_lock_is_left_alone(monkeypatch, tmp_pat
     (tmp_path / "uv.lock").write_text("another")
     environment.ensure_environment(tmp_path)
     assert len(calls) == 2
+
+
+def test_being_stopped_is_handed_on_and_waited_for(tmp_path):
+    command = f"trap 'sleep 0.2; touch {tmp_path}/cleaned; exit 7' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'deploy' / 'dev')!r}); import system; sys.exit(system.run(['sh', '-c', sys.argv[1]]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, command]) as process:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(10) == 7
+    assert (tmp_path / "cleaned").exists()
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0), (["fmt", "x"], 1)])

@@ -52,6 +52,7 @@ def up(folder: Path) -> None:
         say(f"operator token             {folder / 'control' / 'operator.token'}")
         say(f"customer and auditor       {folder / 'customer.token'}  {folder / 'auditor.token'}")
         say(f"an image to try            {image}")
+        say(f"nothing runs before a policy allows it: sealrig policy apply FILE --tenant {TENANT}")
         say("Ctrl-C ends every lease with a wipe, then both programs")
         while True:
             for program in ("control plane", "node"):
