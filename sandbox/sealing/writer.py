@@ -140,7 +140,7 @@ def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output:
         Step(hasher.update, ordered=True),
         Step(encrypt, ordered=False),
         Step(lambda batch: output.hash(batch.block), ordered=True),
-        Step(lambda batch: output.write_at(start + batch.start, batch.block), ordered=False),
+        Step(lambda batch: output.write_aligned(start + batch.start, batch.block), ordered=False),
     ]
     try:
         run(stream, steps)

@@ -51,8 +51,10 @@ def test_sealing_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
             except InputError as error:
                 assert "No space left" in error.message  # noqa: PT017  (all calls are walked until one is not reached)
             else:
-                assert 0 < len(calls) < at
-                break
+                (place / "b").unlink()
+                if len(calls) < at:
+                    break
+                assert (name, at) == ("open", 3)  # the way past the page cache, which a file system need not have
         assert names(place) == ["src"], (name, at)
 
 
