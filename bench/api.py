@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 
 from bench.report import Row, main
-from tests.control.actors import Bundle, Customer, make_bundle, ok
+from tests.control.actors import TUS, Bundle, Customer, make_bundle, ok
 from tests.control.server_process import ServerProcess
 
 SINGLE = 100
@@ -127,7 +127,10 @@ def _transfers(customer: Customer, folder: Path) -> list[Row]:
 
 
 def _upload(customer: Customer, bundle: Bundle) -> None:
-    customer.upload(bundle.raw, bundle.digest)
+    place = customer.start_upload(bundle.digest, len(bundle.raw)).headers["location"]
+    headers = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream", "Content-Length": str(len(bundle.raw))}
+    pieces = (bundle.raw[start : start + MIB] for start in range(0, len(bundle.raw), MIB))
+    customer.call("PATCH", place, headers=headers, content=pieces).raise_for_status()
 
 
 def _download(customer: Customer, bundle: Bundle) -> None:

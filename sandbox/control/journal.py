@@ -69,8 +69,9 @@ class Journal:
             while rows := self._pending():
                 indexes = self._log.append([leaf for _, leaf in rows])
                 with self._database.write() as session:
-                    for (row_id, _), index in zip(rows, indexes, strict=True):
-                        session.execute(update(EventRow).where(EventRow.id == row_id).values(log_index=index))
+                    session.execute(
+                        update(EventRow), [{"id": row_id, "log_index": index} for (row_id, _), index in zip(rows, indexes, strict=True)]
+                    )
 
     def _pending(self) -> list[tuple[int, bytes]]:
         with self._database.read() as session:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -48,6 +50,8 @@ class Database:
             raise UsageError("the database cannot be used", rule="database", seen=self.url.drivername, wanted="sqlite or postgresql",
                              fix="install the driver, or correct --database") from error  # fmt: skip
         self._writer: Engine = self.engine.execution_options(sealrig_write=True)
+        # SQLite has one writer at a time and lets the others poll for their turn; here they queue instead.
+        self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -62,7 +66,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """Give a session that commits, durably, when its block ends, or changes nothing when the block raises."""
         try:
-            with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
                 yield session
         except OperationalError as error:
             raise storage_error(error, "the database") from error
