@@ -70,32 +70,6 @@ def run(data: DataOption = _DEFAULT_DATA) -> None:
         supervisor.run()
 
 
-@app.command("attest")
-def attest(data: DataOption = _DEFAULT_DATA) -> None:
-    """Show what this node would say of itself in evidence, apart from any lease."""
-    from attestation.collect.runner import runner_digest
-    from sandbox.node.start import make_node
-
-    node, _, capacity = make_node(data)
-    digest, version = runner_digest()
-    document = {
-        "node": node.id,
-        "node_key": node.key.public.text,
-        "runner_digest": digest,
-        "runner_version": version,
-        "level": "software",
-        "engine": node.facts.engine,
-        "isolation": node.facts.isolation,
-        "scratch": node.facts.scratch,
-        "posture": [fact.model_dump(mode="json") for fact in node.posture()],
-        "capacity": capacity.model_dump(mode="json"),
-        "quarantine": [{"lease": row.lease, "reason": row.reason} for row in node.state.quarantine],
-        "previous_wipes": node.state.previous_wipes(gpu.uuid for gpu in node.gpus.inventory.gpus),
-        **node.gpus.inventory.summary(),
-    }
-    console().emit(document, lambda: console().fields({key: value for key, value in document.items() if not isinstance(value, dict)}))
-
-
 @app.command("wipe")
 def wipe(
     backend: Annotated[str, typer.Option("--backend", metavar="cuda|opencl|auto", help="Which driver interface to wipe through.")] = "auto",
