@@ -27,7 +27,7 @@ spec:
   command: {command}
   inputs: [{{bundle: "{bundle}", path: /in/code}}]
   output: {{maxSize: {output}}}
-  resources: {{memory: {memory}, scratch: 128Mi, shm: 64Mi, pids: 64, cpus: 1}}
+  resources: {{memory: {memory}, scratch: 128Mi, shm: 32Mi, pids: 64, cpus: 1}}
   lease: {{duration: {duration}}}
   isolation: {isolation}
 """

@@ -32,8 +32,12 @@ NUMBERS = {  # x86-64, arch/x86/entry/syscalls/syscall_64.tbl
     "fsconfig": 431, "fspick": 433, "pivot_root": 155, "chroot": 161, "acct": 163, "settimeofday": 164, "sethostname": 170, "syslog": 103,
     "iopl": 172, "ioperm": 173,
 }  # fmt: skip
-CHANGING = ("call_chroot", "clone_user_namespace", "call_unshare_mount", "call_unshare_user")
-"""Probes that change this process where they get through; they come last, so that no other probe profits."""
+CHANGING = ("process_limit", "memory_limit", "call_chroot", "clone_user_namespace", "call_unshare_mount", "call_unshare_user")
+"""Probes that change this process where they get through, or may end it; they come last, so that no other probe profits."""
+MANY_PROCESSES = 150
+MUCH_MEMORY = 768 * 2**20
+SHARED_MEMORY = 32 * 2**20
+"""More than a job of this suite may have, and exactly what it may."""
 PROBES: dict[str, tuple[str, Callable[[], str]]] = {}
 
 
@@ -370,7 +374,7 @@ def network_interfaces() -> str:
 
 @probe("write to the root file system")
 def write_root() -> str:
-    return refused(lambda: Path("/canary").write_text("x"))
+    return wanted(refused(lambda: Path("/canary").write_text("x")), "EROFS")  # anything else: only the file's mode was in the way
 
 
 @probe("write to the inputs")
@@ -425,7 +429,7 @@ def kernel_memory() -> str:
 @probe("read firmware and masked files")
 def masked_files() -> str:
     found = []
-    for place in ("/proc/keys", "/proc/timer_list", "/proc/latency_stats"):
+    for place in ("/proc/keys", "/proc/timer_list", "/proc/latency_stats", "/proc/interrupts"):
         try:
             if Path(place).read_bytes():
                 found.append(place)
@@ -442,6 +446,12 @@ def masked_files() -> str:
 @probe("set the program that handles core dumps, the classic escape")
 def core_pattern() -> str:
     return refused(lambda: open("/proc/sys/kernel/core_pattern", "w").write("|/tmp/x"))
+
+
+@probe("find /proc/sys and its like mounted writable")
+def read_only_proc() -> str:
+    places = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
+    return wanted([place for place in places if os.path.exists(place) and not os.statvfs(place).f_flag & os.ST_RDONLY], [])
 
 
 @probe("set the module loader's path")
@@ -503,7 +513,7 @@ def writable_mounts() -> str:
         kind = right.split()[0]
         virtual = kind in ("proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2")
         masked = os.path.exists(place) and stat.S_ISCHR(os.stat(place).st_mode)  # /dev/null laid over a file of the kernel's
-        ours = place in ("/dev", "/dev/shm", "/tmp", "/out", "/dev/console")
+        ours = kind == "tmpfs" or place in ("/dev", "/dev/shm", "/tmp", "/out", "/dev/console")
         if "rw" in options.split(",") and not (virtual or masked or ours) and os.access(place, os.W_OK):
             found.append(f"{place} ({kind})")
     return wanted(found, [])
@@ -551,6 +561,59 @@ def core_dump() -> str:
     return wanted(resource.getrlimit(resource.RLIMIT_CORE), (0, 0))
 
 
+@probe("start processes without end")
+def process_limit() -> str:
+    children = []
+    try:
+        while len(children) < MANY_PROCESSES:
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+            children.append(child)
+    except OSError as error:
+        return f"{errno.errorcode[error.errno or 0]} below {MANY_PROCESSES}"
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    raise EscapedError(f"{MANY_PROCESSES} processes")
+
+
+@probe("use memory without end")
+def memory_limit() -> str:
+    child = os.fork()
+    if child == 0:
+        held = mmap.mmap(-1, MUCH_MEMORY)
+        for offset in range(0, MUCH_MEMORY, mmap.PAGESIZE):
+            held[offset] = 1
+        os._exit(0)
+    _, how = os.waitpid(child, 0)
+    if os.WIFSIGNALED(how):
+        return signal.Signals(os.WTERMSIG(how)).name
+    raise EscapedError(f"{MUCH_MEMORY} bytes")
+
+
+@probe("use the processors without a limit")
+def cpu_limit() -> str:
+    for place in ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us"):
+        if os.path.exists(place):
+            return wanted(Path(place).read_text().split()[0] not in ("max", "-1"), True)
+    raise EscapedError("no control group says so")
+
+
+@probe("fill shared memory without end")
+def shared_memory_size() -> str:
+    place = os.statvfs("/dev/shm")
+    return wanted(place.f_blocks * place.f_frsize, SHARED_MEMORY)
+
+
+@probe("open files without end")
+def open_files() -> str:
+    import resource
+
+    return wanted(resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 65536, True)
+
+
 @probe("lock memory beyond limits")
 def huge_allocation() -> str:
     return refused(lambda: mmap.mmap(-1, 2**62))
@@ -595,16 +658,26 @@ def attempt(function: Callable[[], str]) -> tuple[bool, str]:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Return probes in the order in which they run."""
-    return sorted(names, key=CHANGING.__contains__)
+    return sorted(names, key=lambda name: CHANGING.index(name) if name in CHANGING else -1)
 
 
 def main() -> None:
-    sys.stdout.write(json.dumps({"kernel": platform.release(), "gvisor": "gvisor" in dmesg().lower()}) + "\n")
+    head = {"kernel": platform.release(), "gvisor": "gvisor" in dmesg().lower(), "namespaces": namespaces()}
+    sys.stdout.write(json.dumps(head) + "\n")
+    sys.stdout.flush()
     for name in ordered(sys.argv[1:] or PROBES):
         tried, function = PROBES[name]
         blocked, happened = attempt(function)
         sys.stdout.write(json.dumps({"probe": name, "tried": tried, "blocked": blocked, "happened": happened}) + "\n")
         sys.stdout.flush()
+
+
+def namespaces() -> dict[str, str]:
+    """Return this process's namespaces, as far as the kernel shows them (gVisor does not)."""
+    try:
+        return {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}
+    except OSError:
+        return {}
 
 
 def dmesg() -> str:

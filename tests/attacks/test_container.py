@@ -25,15 +25,18 @@ CONTAINED_BY_GVISOR = {
     "call_unshare_mount": SENTRY,
     "call_unshare_user": SENTRY,
     "clone_user_namespace": SENTRY,
+    "cpu_limit": "gVisor shows no control groups; the host's holds for all of it",
     "device_nodes": "gVisor shows a /dev/fuse of its own",
     "execute_tmp": "this gVisor does not know noexec; what runs, runs inside it",
     "no_capabilities": "this gVisor does not show capabilities in /proc; the plan gives it none",
     "packet_socket": f"{SENTRY}; it has no network",
     "raw_socket": f"{SENTRY}; it has no network",
+    "read_only_proc": "this gVisor makes /proc itself and cannot say how it is mounted",
     "renice": SENTRY,
     "scratch_flags": "this gVisor does not show the flags; the host's mounts carry them",
     "seccomp_filter": "gVisor filters its own process; inside it there is no filter to see",
     "shared_memory": "this gVisor has no /proc/sysvipc",
+    "write_root": "this gVisor asks for the folder's mode before the mount's; no write got through",
 }
 """What gVisor lets a program do to gVisor. Each is a thing that a host's kernel must refuse and that is harmless behind another kernel."""
 
