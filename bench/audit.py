@@ -7,9 +7,7 @@ are synced before the call returns. The log of N entries (10^6) is built by the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -20,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,37 +27,19 @@ from attestation.log.reader import LogReader
 from attestation.log.writer import LogWriter
 from attestation.merkle import leaf_hash, node_hash
 from attestation.signing import SigningKey
+from bench.report import Row, main
 
 ORIGIN = "bench.example/log"
 KEY = SigningKey(b"\x01" * 32)
 PROOFS = 2000
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured value, what it is compared with, and whether it meets its goal (None: it has none)."""
-
-    what: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    ratio: float | None = None
-    goal: str | None = None
-    ok: bool | None = None
-
-
 def row(
     what: str, value: float, unit: str, *, least: float | None = None, most: float | None = None, peer: tuple[str, float] | None = None
 ) -> Row:
-    """Return a row; ``ok`` and ``ratio`` are computed."""
-    goal, ok = None, None
-    if least is not None:
-        goal, ok = f"≥ {least:g} {unit}", value >= least
-    if most is not None:
-        goal, ok = f"≤ {most:g} {unit}", value <= most
+    """Return a row with its goal and its peer."""
     name, other = peer or (None, None)
-    return Row(what, round(value, 3), unit, name, other and round(other, 3), value / other if other else None, goal, ok)
+    return Row(what, value, unit, name, other, at_most=most, at_least=least)
 
 
 def leaves(count: int) -> Iterator[bytes]:
@@ -231,31 +210,14 @@ def measure(entries: int, seconds: float) -> Iterator[Row]:
         shutil.rmtree(folder)
 
 
-def main() -> int:
-    """Measure, print, and return 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(description="Measure the audit log.")
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the audit log.", prog="bench.audit")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--entries", type=int, default=1_000_000, help="size of the large log")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long appends are measured")
-    given = parser.parse_args()
-    rows = []
-    for found in measure(given.entries, given.seconds):
-        rows.append(found)
-        if not given.json:
-            mark = {True: "ok", False: "MISSED", None: ""}[found.ok]
-            peer = f"; {found.peer}: {found.peer_value:g} (x {found.ratio:.2f})" if found.ratio is not None else ""
-            print(f"{found.what}: {found.value:g} {found.unit}{peer}  {found.goal or ''} {mark}", flush=True)
-    if given.json:
-        machine = {
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "load": os.getloadavg()[0],
-        }
-        print(json.dumps({"bench": "audit", "machine": machine, "rows": [asdict(each) for each in rows]}, indent=2, ensure_ascii=False))
-    return 0 if all(each.ok is not False for each in rows) else 1
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    options = _options()
+    raise SystemExit(main("audit", lambda: list(measure(options.entries, options.seconds)), sys.argv[1:]))

@@ -7,18 +7,16 @@ the file once through the kernel's page cache; the null server answers the same 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-from bench.seal import CHUNK, Row
+from bench.report import Row, main
+from bench.seal import CHUNK
 from policies.units import parse_size
 from sandbox.sealing.bundle import data_key, read_header, seal
 from sandbox.sealing.keys import Identity
@@ -56,8 +54,8 @@ def _null(folder: Path, size: int) -> float:
     return seconds
 
 
-def main() -> None:
-    """Run all rows and print them."""
+def measure() -> list[Row]:
+    """Run all rows."""
     parser = argparse.ArgumentParser(description=__doc__, prog="bench.lazy")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--size", type=parse_size, default=512 * 2**20)
@@ -86,46 +84,14 @@ def main() -> None:
             times["null"].append(_null(root / "view", options.size))
             times["plain"].append(_read(root / "data"))
     middle = {what: statistics.median(found) for what, found in times.items()}
-    speed = {what: round(options.size / seconds / 1e9, 2) for what, seconds in middle.items()}
-    first = round(middle["first"] * 1000, 1)
-    rows = [
-        Row("first byte, from nothing", first, "ms", "", None, None, "< 100 ms", first < 100),
-        Row(
-            "sequential",
-            speed["view"],
-            "GB/s",
-            "null FUSE server",
-            speed["null"],
-            round(speed["view"] / speed["null"], 2),
-            ">= 1 GB/s",
-            speed["view"] >= 1,
-        ),
-        Row("sequential", speed["view"], "GB/s", "plain file", speed["plain"], round(speed["view"] / speed["plain"], 2), "", None),
-        Row(
-            "sequential, cached by the kernel",
-            speed["again"],
-            "GB/s",
-            "plain file",
-            speed["plain"],
-            round(speed["again"] / speed["plain"], 2),
-            "",
-            None,
-        ),
+    speed = {what: options.size / seconds / 1e9 for what, seconds in middle.items()}
+    return [
+        Row("first byte, from nothing", middle["first"] * 1000, "ms", at_most=100),
+        Row("sequential", speed["view"], "GB/s", "null FUSE server", speed["null"], at_least=1),
+        Row("sequential", speed["view"], "GB/s", "plain file", speed["plain"]),
+        Row("sequential, cached by the kernel", speed["again"], "GB/s", "plain file", speed["plain"]),
     ]
-    machine = {
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load": round(os.getloadavg()[0], 2),
-    }
-    if options.json:
-        print(json.dumps({"bench": "lazy", "machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
-        return
-    print(f"{machine['cpus']} cores, load {machine['load']}, kernel {machine['kernel']}")
-    for row in rows:
-        peer = f"{row.ratio:5.2f}x {row.peer} ({row.peer_value})" if row.ratio is not None else ""
-        print(f"{row.what:36} {row.value:9} {row.unit:5} {peer:36} {row.goal:12} {({True: 'ok', False: 'MISSED', None: ''})[row.ok]}")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("lazy", measure, sys.argv[1:]))

@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. ``at_most`` or ``at_least`` is the goal for ``value`` in ``unit``; with neither, there is nothing to be met."""
+    """One measurement. ``at_most`` or ``at_least`` is the goal for ``value`` in ``unit``, ``ratio_at_least`` for the ratio to the peer.
+
+    With none of them there is nothing to be met.
+    """
 
     what: str
     value: float
@@ -22,6 +25,7 @@ class Row:
     peer_value: float | None = None
     at_most: float | None = None
     at_least: float | None = None
+    ratio_at_least: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -33,7 +37,8 @@ class Row:
         """The goal in words."""
         most = None if self.at_most is None else f"≤ {self.at_most:g} {self.unit}"
         least = None if self.at_least is None else f"≥ {self.at_least:g} {self.unit}"
-        parts = [part for part in (most, least) if part]
+        ratio = None if self.ratio_at_least is None else f"≥ {self.ratio_at_least:g} times {self.peer}"
+        parts = [part for part in (most, least, ratio) if part]
         return ", ".join(parts) or None
 
     @property
@@ -41,11 +46,15 @@ class Row:
         """Whether the goal is met; None without a goal."""
         if self.goal is None:
             return None
-        return (self.at_most is None or self.value <= self.at_most) and (self.at_least is None or self.value >= self.at_least)
+        return (
+            (self.at_most is None or self.value <= self.at_most)
+            and (self.at_least is None or self.value >= self.at_least)
+            and (self.ratio_at_least is None or (self.ratio is not None and self.ratio >= self.ratio_at_least))
+        )
 
     def document(self) -> dict[str, Any]:
         """Return the row as in ``--json``."""
-        kept = {name: value for name, value in asdict(self).items() if name not in {"at_most", "at_least"}}
+        kept = {name: value for name, value in asdict(self).items() if name not in {"at_most", "at_least", "ratio_at_least"}}
         return {**kept, "value": round(self.value, 4), "ratio": self.ratio, "goal": self.goal, "ok": self.ok}
 
 
@@ -59,6 +68,7 @@ def machine() -> dict[str, Any]:
         "memory": memory,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
     }
 
 

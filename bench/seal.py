@@ -1,16 +1,13 @@
 """Sealing and opening against named peers, interleaved in the same run: ``python -m bench.seal [--json] [--size 512Mi] [--files 20000]``.
 
-Every round runs each contestant once, in turn, so that a busy machine is busy for all of them; a row compares medians. ``ratio`` is how
-many times faster we are than the peer, ``ok`` is computed from ``goal``. Our calls run in this process; peers are their own programs.
-Caches are warm; rows named ``disk`` end with fsync on both sides.
+Every round runs each contestant once, in turn, so that a busy machine is busy for all of them; a row compares medians. Our calls
+run in this process; peers are their own programs. Caches are warm; rows named ``disk`` end with fsync on both sides.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -18,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.report import Row, main
 from policies.units import parse_size
 from sandbox.sealing.bundle import BundleReader, FileSource, open_bundle, seal
 from sandbox.sealing.keys import Identity
@@ -37,20 +34,6 @@ seal([Path(sys.argv[1])], Path(sys.argv[2]), recipients=[who.public], signer=who
 open_bundle(Path(sys.argv[2]), Path(sys.argv[3]), key=who)
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison. ``ratio`` above 1 means that we are better."""
-
-    what: str
-    value: float
-    unit: str
-    peer: str
-    peer_value: float | None
-    ratio: float | None
-    goal: str
-    ok: bool | None
 
 
 class Bench:
@@ -85,12 +68,10 @@ class Bench:
         """Seal as the command does, durable at the end."""
         seal([source], out, recipients=[self.identity.public], signer=self.identity.signing_key)
 
-    def faster(self, what: str, ours: str, peer: str, goal: float | None) -> Row:
-        """Return a row that compares two contestants' medians; ``goal`` is the least ratio."""
-        mine, other = self.median(ours), self.median(peer)
-        ratio = round(other / mine, 2)
-        text = f"ratio >= {goal}" if goal is not None else ""
-        return Row(what, round(mine, 3), "s", peer, round(other, 3), ratio, text, None if goal is None else ratio >= goal)
+    def faster(self, what: str, ours: str, peer: str, goal: float | None, *, size: int = 0) -> Row:
+        """Return a row that compares two contestants' rates, from medians over the same bytes; ``goal`` is the least ratio."""
+        moved = (size or self.size) / 1e6
+        return Row(what, moved / self.median(ours), "MB/s", peer, moved / self.median(peer), ratio_at_least=goal)
 
 
 def _sh(*command: str, stdin: Path | None = None, stdout: Path | None = None) -> None:
@@ -182,8 +163,7 @@ def bench_range(bench: Bench, sealed: Path) -> Row:
 
     for _ in range(5):
         bench.time("range", read)
-    value = round(bench.median("range") * 1000, 2)
-    return Row("4 KiB from the middle, cold reader", value, "ms", "", None, None, "< 100 ms", value < 100)
+    return Row("4 KiB from the middle, cold reader", bench.median("range") * 1000, "ms", at_most=100)
 
 
 def bench_memory(bench: Bench) -> Row:
@@ -192,8 +172,7 @@ def bench_memory(bench: Bench) -> Row:
     done = subprocess.run([sys.executable, "-c", _MEASURE, bench.data, out, folder], check=True, capture_output=True, text=True)
     out.unlink()
     shutil.rmtree(folder)
-    value = round(int(done.stdout) / 1024, 1)
-    return Row("peak memory, seal and open", value, "MiB", "", None, None, f"<= {MEMORY_GOAL_MIB} MiB", value <= MEMORY_GOAL_MIB)
+    return Row("peak memory, seal and open", int(done.stdout) / 1024, "MiB", at_most=MEMORY_GOAL_MIB)
 
 
 def bench_tree(bench: Bench, files: int, rounds: int) -> list[Row]:
@@ -211,7 +190,9 @@ def bench_tree(bench: Bench, files: int, rounds: int) -> list[Row]:
         bench.time("seal tree", lambda: bench.seal(tree, new), new)
         bench.time("open tree", lambda: open_bundle(sealed, new, key=bench.identity), new)
     name = f"{files} small files, tmpfs"
-    return [bench.faster(f"seal {name}", "seal tree", "cp -a tree", None), bench.faster(f"open {name}", "open tree", "cp -a tree", None)]
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+    pairs = (("seal", "seal tree"), ("open", "open tree"))
+    return [bench.faster(f"{verb} {name}", ours, "cp -a tree", None, size=size) for verb, ours in pairs]
 
 
 def bench_disk(folder: Path, size: int, rounds: int) -> list[Row]:
@@ -224,15 +205,8 @@ def bench_disk(folder: Path, size: int, rounds: int) -> list[Row]:
     return [bench.faster(f"seal {size // 2**20} MiB, disk, fsync", "seal", "cp + fsync", 1.0)]
 
 
-def main() -> None:
-    """Run all comparisons and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="bench.seal")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--size", type=parse_size, default=512 * 2**20, help="of the large file, e.g. 2Gi")
-    parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--disk", type=Path, default=Path("/var/tmp"))  # noqa: S108  (a folder on a disk is wanted, /tmp may be none)
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[Row]:
+    """Run all comparisons."""
     shm = Path("/dev/shm")  # noqa: S108  (tmpfs by definition on Linux; a private folder is made inside)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None, prefix="sealrig-bench-") as name:
@@ -241,21 +215,18 @@ def main() -> None:
         rows += bench_tree(bench, options.files, options.rounds)
     with tempfile.TemporaryDirectory(dir=options.disk, prefix="sealrig-bench-") as name:
         rows += bench_disk(Path(name), options.size, options.rounds)
-    machine = {
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load": round(os.getloadavg()[0], 2),
-    }
-    if options.json:
-        print(json.dumps({"bench": "seal", "machine": machine, "rows": [asdict(row) for row in rows]}, indent=1))
-        return
-    print(f"{machine['cpus']} cores, load {machine['load']}, kernel {machine['kernel']}, Python {machine['python']}")
-    for row in rows:
-        peer = f"{row.ratio:5.2f}x {row.peer} ({row.peer_value} s)" if row.ratio is not None else ""
-        verdict = {True: "ok", False: "MISSED", None: ""}[row.ok]
-        print(f"{row.what:42} {row.value:9} {row.unit:4} {peer:36} {row.goal:14} {verdict}")
+    return rows
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, prog="bench.seal")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--size", type=parse_size, default=512 * 2**20, help="of the large file, e.g. 2Gi")
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--disk", type=Path, default=Path("/var/tmp"))  # noqa: S108  (a folder on a disk is wanted, /tmp may be none)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main("seal", lambda: measure(_options()), sys.argv[1:]))
