@@ -34,8 +34,10 @@ def attest(ctx: typer.Context, data: DataOption = _DEFAULT_DATA) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from attestation.collect.runner import runner_digest
+    from sandbox.cli.node import log_to_stderr
     from sandbox.node.start import make_node
 
+    log_to_stderr()
     node, _, capacity = make_node(data)
     digest, version = runner_digest()
     document = {

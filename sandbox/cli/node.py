@@ -56,7 +56,7 @@ def run(data: DataOption = _DEFAULT_DATA) -> None:
     from sandbox.node.start import make_supervisor
     from sandbox.node.supervisor import only_one
 
-    _log_to_stderr()
+    log_to_stderr()
     folder = NodeFolder(data.absolute())
     supervisor, _ = make_supervisor(folder.root)
 
@@ -169,7 +169,8 @@ def _show(info: Any) -> None:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported 
     )
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Send the node's log to stderr, one JSON line an event; stdout is for a command's one document."""
     import structlog
 
     structlog.configure(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from attestation.wipe import WipeReport
     from sandbox.node.context import Node
     from sandbox.node.report import Reporter
-    from sandbox.node.story import Account
+    from sandbox.node.steps import Account
     from sandbox.wire import LeaseInfo
 
 _log = structlog.get_logger("sealrig.node")

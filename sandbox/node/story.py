@@ -7,9 +7,11 @@
     unlock   ciphertext fetched; the customer's grant, verified; keys unwrapped   → Unlocked
     furnish  scratch made, inputs opened into it, keys dropped                    → Furnished
     launch   container created and compared with the plan                         → Launched
-    run      started, watched, ended                                              → Ran
-    collect  /out sealed to the customer and uploaded                             → Result
-    ending.py: wipe, certificate, last report
+    run      running.py: started, watched, ended                                  → Ran
+    collect  running.py: /out sealed to the customer and uploaded                 → Verdict
+    finish   ending.py: wipe, certificate, last report
+
+The results stand in steps.py.
 
 The intent is in the journal, durably, before each side effect. Whatever goes wrong, and whenever the control plane asks for the end,
 the way on is ``Ended`` and the wipe.
@@ -18,12 +20,9 @@ the way on is ``Ended`` and the wipe.
 from __future__ import annotations
 
 import resource
-import threading
 import time
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -36,127 +35,21 @@ from policies.errors import PolicyError
 from policies.loader import load_policy
 from sandbox.admission import launch_request
 from sandbox.errors import JobError, ReleaseError, SealrigError, ServerError
-from sandbox.job import JOB_PAYLOAD_TYPE, JobStatement, parse_statement
+from sandbox.job import JOB_PAYLOAD_TYPE, parse_statement
 from sandbox.lifecycle import LeaseState, Outcome
-from sandbox.node import egress, evidence, inputs, limits, output, views
-from sandbox.node.inbox import Ended, Inbox
+from sandbox.node import egress, evidence, inputs, views
+from sandbox.node.inbox import Ended
 from sandbox.node.limits import Verdict
-from sandbox.node.logs import LogStream
-from sandbox.node.plan import HostFacts, LaunchPlan, ScratchKind, make_plan
+from sandbox.node.plan import HostFacts, make_plan
+from sandbox.node.running import collect, run
 from sandbox.node.scratch.choose import available_kinds, available_memory, choose, scratch_of
-from sandbox.node.views import Server
+from sandbox.node.steps import Attested, Furnished, Launched, Placed, Story, Unlocked
 from sandbox.sealing.keys import DataKey, LeaseKey
-from sandbox.sealing.logs import LogSealer
 from sandbox.sealing.public import IdentityPublic
 
-if TYPE_CHECKING:
-    from policies.loader import LoadedPolicy
-    from sandbox.node.context import Node
-    from sandbox.node.engine import Exit
-    from sandbox.node.journal import Journal
-    from sandbox.node.layout import LeaseFolder
-    from sandbox.node.report import Reporter
-    from sandbox.sealing.mount import Mount
-
 _log = structlog.get_logger("sealrig.node")
-WATCH_SECONDS = 0.2
 END_SECONDS = 20.0
 FETCH_RETRY_SECONDS = 2.0
-
-
-@dataclass
-class Account:
-    """What happened so far, for the run record; the only thing of a story that changes."""
-
-    plan: LaunchPlan | None = None
-    gpus: tuple[str, ...] = ()
-    container: str | None = None
-    inspect_digest: str | None = None
-    started_at: datetime | None = None
-    exit_code: int | None = None
-    logs: LogStream | None = None
-    result: output.Result | None = None
-    views: list[Mount] = field(default_factory=list)
-    servers: list[Server] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Story:
-    """What all steps of one lease share."""
-
-    node: Node
-    lease: str
-    inbox: Inbox
-    journal: Journal
-    reporter: Reporter
-    account: Account = field(default_factory=Account)
-
-    @property
-    def folder(self) -> LeaseFolder:
-        """The lease's paths."""
-        return self.journal.folder
-
-    def go_on(self) -> None:
-        """Raise ``Ended`` once the control plane has asked for the end."""
-        end = self.inbox.end
-        if end is not None:
-            raise Ended(Verdict(end, self.account.exit_code, None, f"the control plane asked for the end: {end}"))
-        if self.reporter.refused is not None:
-            raise Ended(
-                Verdict(Outcome.NODE_FAILURE, self.account.exit_code, None, f"a report was refused: {self.reporter.refused.message}")
-            )
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A job that its customer signed, and the policy that it was signed under."""
-
-    statement: JobStatement
-    job_digest: str
-    customer: IdentityPublic
-    policy: LoadedPolicy
-    kind: ScratchKind
-
-
-@dataclass(frozen=True)
-class Attested:
-    """A plan and evidence for it, waiting for the customer's keys. ``key`` exists in this process's memory only."""
-
-    placed: Placed
-    plan: LaunchPlan
-    key: LeaseKey
-    evidence_digest: str
-
-
-@dataclass(frozen=True)
-class Unlocked:
-    """The data keys of the inputs, by bundle digest."""
-
-    attested: Attested
-    keys: dict[str, DataKey]
-
-
-@dataclass(frozen=True)
-class Furnished:
-    """Inputs stand in scratch."""
-
-    attested: Attested
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A container that is exactly the plan, not started yet."""
-
-    attested: Attested
-    container: str
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How the job ended."""
-
-    attested: Attested
-    verdict: Verdict
 
 
 def tell(story: Story) -> Verdict:
@@ -338,89 +231,3 @@ def launch(story: Story, furnished: Furnished) -> Launched:
     story.account.container = container
     story.account.inspect_digest = sha256_digest(inspected)
     return Launched(furnished.attested, container)
-
-
-def run(story: Story, launched: Launched) -> Ran:
-    """Start the job, stream its sealed output, and watch time, contact's wishes and scratch until it ends."""
-    node, plan = story.node, launched.attested.plan
-    logs = LogStream(
-        LogSealer(story.lease, launched.attested.placed.customer), lambda seq, chunk: node.client.put_log(story.lease, seq, chunk)
-    )
-    story.account.logs = logs
-    story.go_on()
-    with node.engine.attached(launched.container) as frames:
-        reader = threading.Thread(target=logs.take, args=(frames,), name=f"logs-{story.lease[-8:]}", daemon=True)
-        reader.start()
-        story.journal.write("state", state=LeaseState.RUNNING, container=launched.container)
-        node.engine.start(launched.container)
-        started = time.monotonic()
-        story.account.started_at = datetime.now(UTC)
-        story.reporter.send(LeaseState.RUNNING)
-        end, stopped, full = _watch(story, launched, reader, started + plan.lease_seconds)
-        reader.join(END_SECONDS)
-    refused = _blocked(node, plan, logs)
-    for view in story.account.views:
-        for problem in view.problems[:16]:
-            logs.note(f"an input could not be read: {problem.get('message', 'damaged')}"[:500])
-    logs.finish()
-    story.account.exit_code = end.exit_code if end else None
-    size = limits.tree_bytes(story.folder.out)
-    verdict = limits.judge(end, stopped=stopped, scratch_full=full, output_bytes=size, output_max=plan.output_max_size)
-    return Ran(launched.attested, replace(verdict, detail="; ".join(filter(None, (verdict.detail, refused)))))
-
-
-def _blocked(node: Node, plan: LaunchPlan, logs: LogStream) -> str:
-    """Tell the customer (in the sealed log) and the operator (in the report) what the job tried to reach and may not."""
-    if not plan.egress:
-        return ""
-    found = egress.blocked(node.engine, plan)
-    for item in found:
-        logs.note(f"blocked: {item.packets} packets to {item.address} ({item.protocol})")
-    shown = ", ".join(f"{item.address} {item.protocol} ({item.packets})" for item in found[:16])
-    return f"blocked packets to {len(found)} addresses: {shown}" if found else ""
-
-
-def _watch(story: Story, launched: Launched, reader: threading.Thread, deadline: float) -> tuple[Exit | None, Verdict | None, bool]:
-    """Return the engine's word on the end, our own reason if we stopped the job, and whether its scratch was ever full."""
-    engine, stopped, full = story.node.engine, None, False
-    while reader.is_alive():
-        reader.join(WATCH_SECONDS)
-        full = full or limits.is_full(story.folder.work)
-        if time.monotonic() >= deadline:
-            stopped = Verdict(Outcome.TIME_LIMIT, None, "time", f"the lease's {launched.attested.plan.lease_seconds} s are over")
-        else:
-            try:
-                story.go_on()
-            except Ended as ended:
-                stopped = ended.verdict
-        if stopped is not None:
-            engine.kill(launched.container)
-            break
-    return _last_word(story, launched, deadline), stopped, full
-
-
-def _last_word(story: Story, launched: Launched, deadline: float) -> Exit | None:
-    """Ask how the container ended. A job may close its output and live on: the time limit still ends it."""
-    engine = story.node.engine
-    while (end := engine.wait(launched.container, 1.0)) is None:
-        if time.monotonic() >= deadline or story.inbox.end is not None:
-            engine.kill(launched.container)
-            return engine.wait(launched.container, END_SECONDS)
-    return end
-
-
-_COLLECTED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.TIME_LIMIT, Outcome.MEMORY_LIMIT, Outcome.DISK_LIMIT})
-
-
-def collect(story: Story, ran: Ran) -> Verdict:
-    """Seal ``/out`` to the customer and upload it, unless the job was stopped by somebody or made too much."""
-    verdict = ran.verdict
-    story.journal.write("ended", outcome=verdict.outcome, exit_code=verdict.exit_code, limit=verdict.limit)
-    if verdict.outcome not in _COLLECTED:
-        return verdict
-    story.journal.write("state", state=LeaseState.COLLECTING)
-    story.reporter.send(LeaseState.COLLECTING)
-    result = output.seal_output(story.folder, story.lease, ran.attested.placed.customer, story.node.key)
-    output.upload_result(story.node.client, story.folder, story.lease, result, go_on=story.go_on)
-    story.account.result = result
-    return verdict

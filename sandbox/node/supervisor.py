@@ -14,7 +14,7 @@ import structlog
 from attestation.collect.runner import runner_digest
 from sandbox.errors import SealrigError, ServerError, StateError
 from sandbox.lifecycle import Outcome
-from sandbox.node import ending, story
+from sandbox.node import ending, steps, story
 from sandbox.node.inbox import Inbox
 from sandbox.node.inputs import prune
 from sandbox.node.journal import Journal
@@ -171,7 +171,7 @@ class Supervisor:
         self._recover_one(lease, journal)
 
     def _tell(self, lease: str, journal: Journal) -> None:
-        told = story.Story(self._node, lease, self._inboxes[lease], journal, self._reporters[lease])
+        told = steps.Story(self._node, lease, self._inboxes[lease], journal, self._reporters[lease])
         try:
             verdict = story.tell(told)
         except Exception:  # noqa: BLE001  (the wipe is not for the story to hold up)
