@@ -29,7 +29,7 @@ from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.wipe import WIPE_PAYLOAD_TYPE, WipeReport
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
-from sandbox.control.database.models import BundleOwnerRow, LeaseRow, NodeRow, ReportRow
+from sandbox.control.database.models import BundleOwnerRow, LeaseRow, NodeRow, ReportRow, TransitionRow
 from sandbox.control.nodes import own_node, set_node_state
 from sandbox.control.story import no_lease, require_state
 from sandbox.control.transitions import DSSE, PLAN_MEDIA, advance, keep, keep_report
@@ -262,9 +262,11 @@ def _make_good(said: _Said, lease: LeaseRow) -> None:
     said.session.add(ReportRow(lease=lease.id, state=MADE_GOOD, digest=sha256_digest(data), data=data))
     evidence = DocumentRef(sha256_digest(data), DSSE)
     at = said.control.now()
-    said.control.journal.record(
+    event = said.control.journal.record(
         said.session, "node.restored", actor=said.node.id, tenant_ref=None, resource=said.node.id, at=at, evidence=evidence
     )
+    # The lease's history shows it too; from there the node learns which log entry its next evidence has to name.
+    said.session.add(TransitionRow(lease=lease.id, state=lease.state, at=at, detail=said.report.detail[:2000], event=event))
 
 
 def _advance(said: _Said, lease: LeaseRow, ref: DocumentRef | None, **changes: object) -> None:

@@ -38,6 +38,8 @@ _log = structlog.get_logger("sealrig.node")
 LAST = "last"
 REPORTED = "reported"
 """Events of the journal: about to send the last report; the control plane has it."""
+MAKE_GOOD_SECONDS = 60.0
+"""How long the proof that follows a quarantine waits for the control plane; it is sent again with a later poll."""
 LOG_SECONDS = 60.0
 """How long the last report waits for the job's last sealed output to be taken."""
 
@@ -202,10 +204,40 @@ def say_last(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bo
     if not last["proven"]:
         node.state.quarantine_told(lease)
         return True
-    if reporter.answer is not None and reporter.answer.history and (index := reporter.answer.history[-1].log_index) is not None:
-        node.state.wiped([str(uuid) for uuid in last["gpus"]], index)
+    _remember_wipe(node, tuple(str(uuid) for uuid in last["gpus"]), reporter)
     forget(journal)
     return True
+
+
+def make_good(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bool:
+    """Wipe a quarantined lease once more, after the operator lifted the quarantine, and prove it to the control plane.
+
+    The lease stays quarantined; what goes into the audit log is that its remains are gone, so that customers may trust the node again.
+    """
+    gpus = tuple(str(uuid) for uuid in journal.recall().facts.get("gpus") or ())
+    report = wipe_now(node, lease, journal, gpus)
+    if not report.proven:
+        node.state.quarantine_told(lease)
+        return False
+    _certify(node, lease, journal, report)
+    documents = journal.documents()
+    reporter.send(
+        LeaseState.QUARANTINED,
+        detail="wiped with proof after the quarantine",
+        documents={"wipe": documents["wipe"], "certificate": documents["certificate"]},
+    )
+    if not reporter.finish(MAKE_GOOD_SECONDS):
+        reporter.stop()
+        return False
+    _remember_wipe(node, gpus, reporter)
+    forget(journal)
+    return True
+
+
+def _remember_wipe(node: Node, gpus: tuple[str, ...], reporter: Reporter) -> None:
+    """Keep where in the audit log the proof of this wipe stands; the next evidence names it."""
+    if reporter.answer is not None and reporter.answer.history and (index := reporter.answer.history[-1].log_index) is not None:
+        node.state.wiped(gpus, index)
 
 
 def forget(journal: Journal) -> None:

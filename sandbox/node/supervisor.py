@@ -92,7 +92,12 @@ class Supervisor:
             public_key=self._node.key.public.text,
             version=runner_digest()[1],
             capacity=self._capacity,
-            inventory=self._node.gpus.inventory.summary(),
+            inventory={
+                **self._node.gpus.inventory.summary(),
+                # What policies ask of a node, and the server asks them of, before a key is released.
+                "scratch": list(self._node.facts.scratch),
+                "engine": dict(self._node.facts.engine),
+            },
         )
         while not self._stopping.is_set():
             try:
@@ -186,7 +191,9 @@ class Supervisor:
         for lease in sorted(leases):
             journal = Journal.create(self._node.folder.lease(lease))
             if any(event["event"] == ending.REPORTED for event in journal.events()):
-                self._rewipe(lease, journal)
+                # It ended without proof, and the control plane knows. Trying again costs nothing; only the operator lifts the quarantine.
+                ending.wipe_now(self._node, lease, journal, ending.from_journal(self._node, lease, journal).gpus)
+                self._node.state.quarantine_told(lease)
             else:
                 _log.info("taking up a lease of an earlier run", lease=lease)
                 self._start(lease, self._recover_one, journal)
@@ -195,25 +202,20 @@ class Supervisor:
         if not ending.say_last(self._node, lease, journal, self._reporters[lease]):
             ending.finish(self._node, ending.from_journal(self._node, lease, journal), journal, self._reporters[lease])
 
-    def _rewipe(self, lease: str, journal: Journal) -> bool:
-        """Try once more to wipe a lease that ended without proof. The quarantine stays until the operator lifts it."""
-        end = ending.from_journal(self._node, lease, journal)
-        if ending.wipe_now(self._node, lease, journal, end.gpus).proven:
-            ending.forget(journal)
-            return True
-        self._node.state.quarantine_told(lease)
-        return False
-
     def _restore(self) -> None:
         """Follow the operator, who lifted the quarantine: what was left must be gone now, or the node stays in it."""
         left = [lease for lease in self._node.folder.held() if lease not in self._held()]
-        proven = [self._rewipe(lease, Journal.create(self._node.folder.lease(lease))) for lease in left]
+        proven = [self._make_good(lease) for lease in left]
         if all(proven):
             self._node.state.restore()
             _log.info("restored")
         else:
             _log.error("restored by the operator, but a wipe is still not proven")
             self._stopping.wait(RETRY_SECONDS)
+
+    def _make_good(self, lease: str) -> bool:
+        reporter = Reporter(self._node.client, self._node.key, lease)
+        return ending.make_good(self._node, lease, Journal.create(self._node.folder.lease(lease)), reporter)
 
     def _end_all(self) -> None:
         self.stop()
