@@ -1,31 +1,66 @@
-"""Searches this host for a canary: every place where a container's data could come to rest outside of RAM.
+"""Searches this host for a canary: every place where a container's data could come to rest.
 
 Files are read as bytes, the raw free space of file-system images among them (an image is a file), overlay folders through their
-backing directories, and core dumps, journals and swap devices where there are any. Memory-backed file systems are left out on
-request: during a lease plaintext may live there, and nowhere else.
+backing directories, core dumps and journals, swap devices, and files that were deleted but are still open somewhere. Names of files
+count as well. What is not searched: free blocks of the host's own disks, and the memory of processes and of the kernel.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HOST_PLACES = ("/tmp", "/var/tmp", "/var/log", "/var/lib/systemd/coredump", "/var/crash", "/run", "/root", "/home", "/dev/shm")
+HOST_PLACES = ("/tmp", "/var", "/run", "/root", "/home", "/etc", "/srv", "/opt", "/mnt", "/dev/shm")
 MEMORY_KINDS = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 SKIPPED_KINDS = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "debugfs", "tracefs", "securityfs", "nsfs", "bpf"})
 MAX_FILE_BYTES = 4 * 2**30
+TAIL_BYTES = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Sighting:
-    """A canary found at a byte offset of a file."""
+    """A canary found in a file, or in its name. ``tail`` is what follows the common prefix."""
 
-    canary: str
+    tail: str
     place: str
-    offset: int
+
+
+def scan(prefix: bytes, roots: Sequence[Path], *, outside_ram: bool, without: Sequence[Path] = (), since: float = 0.0) -> set[Sighting]:
+    """Return every sighting of ``prefix`` below the roots, on swap, and in deleted files that are still open.
+
+    With ``outside_ram`` memory-backed file systems are passed over; ``without`` names folders that are not looked into. Files whose inode
+    did not change since ``since`` (seconds of the epoch; a program cannot set this time) are passed over too.
+    """
+    found: set[Sighting] = set()
+    open_still = deleted(outside_ram=outside_ram)
+    for path in (*files(roots, outside_ram=outside_ram, without=without, since=since), *map(Path, swap_devices()), *open_still):
+        found |= {Sighting(_tail(os.fsencode(path), prefix), str(path))} if prefix in os.fsencode(path) else set()
+        found |= _scan_file(path, prefix)
+    return found
+
+
+def files(roots: Sequence[Path], *, outside_ram: bool, without: Sequence[Path], since: float) -> Iterator[Path]:
+    """Yield each plain file below the roots."""
+    kinds = mounts()
+    passed = SKIPPED_KINDS | (MEMORY_KINDS if outside_ram else frozenset())
+    closed = {str(path) for path in without}
+    for root in roots:
+        if _kind(str(root), kinds) in passed:
+            continue
+        for folder, names, entries in os.walk(root):
+            names[:] = [name for name in names if kinds.get(f"{folder}/{name}") not in passed and f"{folder}/{name}" not in closed]
+            for entry in entries:
+                path = Path(folder, entry)
+                try:
+                    state = path.lstat()
+                except OSError:
+                    continue  # gone meanwhile
+                if stat.S_ISREG(state.st_mode) and state.st_ctime >= since:
+                    yield path
 
 
 def mounts() -> dict[str, str]:
@@ -42,20 +77,19 @@ def swap_devices() -> list[str]:
     return [line.split()[0] for line in Path("/proc/swaps").read_text().splitlines()[1:]]
 
 
-def files(roots: Sequence[Path], *, outside_ram: bool) -> Iterator[Path]:
-    """Yield each regular file below the roots; with ``outside_ram`` memory-backed file systems are passed over."""
-    kinds = mounts()
-    passed = SKIPPED_KINDS | (MEMORY_KINDS if outside_ram else frozenset())
-    for root in roots:
-        for folder, names, entries in os.walk(root):
-            names[:] = [name for name in names if kinds.get(f"{folder}/{name}") not in passed]
-            if _kind(folder, kinds) in passed:
-                names.clear()
-                continue
-            for entry in entries:
-                path = Path(folder, entry)
-                if path.is_file() and not path.is_symlink():
-                    yield path
+def deleted(*, outside_ram: bool) -> Iterator[Path]:
+    """Yield files without a name that a process still holds; not those of this process."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        if folder.parent.name == str(os.getpid()):
+            continue
+        try:
+            for link in folder.iterdir():
+                target = str(link.readlink())
+                memory = target.startswith(("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV"))
+                if target.endswith(" (deleted)") and not (memory and outside_ram) and stat.S_ISREG(link.stat().st_mode):
+                    yield link
+        except OSError:
+            continue  # the process ended while we looked
 
 
 def _kind(folder: str, kinds: dict[str, str]) -> str:
@@ -63,24 +97,25 @@ def _kind(folder: str, kinds: dict[str, str]) -> str:
     return next(kinds[str(parent)] for parent in (place, *place.parents) if str(parent) in kinds)
 
 
-def scan(canaries: dict[str, bytes], roots: Sequence[Path], *, outside_ram: bool) -> list[Sighting]:
-    """Return every sighting of every canary below the roots and on swap."""
-    found: list[Sighting] = []
-    for path in (*files(roots, outside_ram=outside_ram), *(Path(device) for device in swap_devices())):
-        found += _scan_file(path, canaries)
-    return found
-
-
-def _scan_file(path: Path, canaries: dict[str, bytes]) -> list[Sighting]:
+def _scan_file(path: Path, prefix: bytes) -> set[Sighting]:
+    found: set[Sighting] = set()
     try:
         with path.open("rb") as handle:
             size = handle.seek(0, os.SEEK_END)
             if size == 0:
-                return []
+                return found
             if size > MAX_FILE_BYTES:
                 raise AssertionError(f"{path} is too large to be searched whole")
             with mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ) as data:
-                places = ((name, data.find(value)) for name, value in canaries.items())
-                return [Sighting(name, str(path), offset) for name, offset in places if offset >= 0]
+                offset = data.find(prefix)
+                while offset >= 0:
+                    found.add(Sighting(_tail(data[offset : offset + len(prefix) + TAIL_BYTES], prefix), str(path)))
+                    offset = data.find(prefix, offset + 1)
     except (FileNotFoundError, ProcessLookupError, ValueError, PermissionError):
-        return []  # gone meanwhile, or shrunk to nothing
+        pass  # gone meanwhile, or shrunk to nothing
+    return found
+
+
+def _tail(text: bytes, prefix: bytes) -> str:
+    """Return number and place of a canary: ``3-out``."""
+    return b"-".join(text.partition(prefix)[2].split(b"-")[:2]).decode("ascii", "replace")
