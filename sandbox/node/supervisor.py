@@ -191,12 +191,19 @@ class Supervisor:
         for lease in sorted(leases):
             journal = Journal.create(self._node.folder.lease(lease))
             if any(event["event"] == ending.REPORTED for event in journal.events()):
-                # It ended without proof, and the control plane knows. Trying again costs nothing; only the operator lifts the quarantine.
-                ending.wipe_now(self._node, lease, journal, ending.from_journal(self._node, lease, journal).gpus)
-                self._node.state.quarantine_told(lease)
+                self._look_again(lease, journal)
             else:
                 _log.info("taking up a lease of an earlier run", lease=lease)
                 self._start(lease, self._recover_one, journal)
+
+    def _look_again(self, lease: str, journal: Journal) -> None:
+        """Wipe what a reported lease left. A quarantined one keeps its folder until the operator lifts the quarantine."""
+        quarantined = lease in {row.lease for row in self._node.state.quarantine}
+        report = ending.wipe_now(self._node, lease, journal, ending.from_journal(self._node, lease, journal).gpus)
+        if report.proven and not quarantined:
+            ending.forget(journal)
+        else:
+            self._node.state.quarantine_told(lease)
 
     def _recover_one(self, lease: str, journal: Journal) -> None:
         if not ending.say_last(self._node, lease, journal, self._reporters[lease]):
