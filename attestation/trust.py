@@ -67,10 +67,17 @@ class LogTrust(_Section):
 
 
 class TpmTrust(_Section):
-    """Attestation keys of TPMs by node (base64 of the DER public key), and the accepted values of each PCR (SHA-256 bank)."""
+    """Attestation keys of TPMs by node (base64 of the DER public key), and what their quotes must show (SHA-256 bank).
+
+    ``pcrs``: accepted values. ``events``: accepted measurements by PCR, for the firmware's replayed log. ``ima``: accepted file digests,
+    for IMA's replayed log. ``runner``: the PCR that must hold the runner that the evidence names, and nothing else.
+    """
 
     keys: Annotated[dict[NodeId, Base64], Field(max_length=MAX_LIST)] = {}
     pcrs: Annotated[dict[PcrIndex, Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=256)]], Field(max_length=24)] = {}
+    events: Annotated[dict[PcrIndex, Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=MAX_LIST)]], Field(max_length=24)] = {}
+    ima: Annotated[frozenset[Sha256], Field(max_length=100_000)] | None = None
+    runner: Annotated[int, Field(ge=0, le=23, strict=True)] | None = None
 
 
 class TcbFloor(_Section):

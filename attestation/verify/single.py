@@ -21,6 +21,7 @@ from attestation.steps import Steps
 from attestation.verify.certificates import load_chain
 from attestation.verify.snp import SnpRules, verify_snp
 from attestation.verify.tpm import TpmEvidence, verify_tpm
+from attestation.verify.tpm_rules import TpmRules
 
 Kind = Literal["software", "tpm", "sev-snp", "nvidia-gpu"]
 KINDS: tuple[Kind, ...] = ("software", "tpm", "sev-snp", "nvidia-gpu")
@@ -111,7 +112,7 @@ def _tpm(raw: bytes, nonce: bytes | None, roots: Sequence[bytes], steps: Steps) 
         keys = [_public_key(root) for root in roots] or None
     except AttestationError as error:
         steps.fail("tpm-format", error)
-    return verify_tpm(evidence, nonce=nonce, keys=keys, accepted={}, steps=steps)
+    return verify_tpm(evidence, nonce=nonce, keys=keys, rules=TpmRules(), steps=steps)
 
 
 def _snp(raw: bytes, *, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], at: datetime, steps: Steps) -> Submod:

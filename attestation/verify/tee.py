@@ -13,10 +13,11 @@ from attestation.errors import FormatError
 from attestation.evidence import Evidence, TeeEvidence
 from attestation.signing import b64decode
 from attestation.steps import Steps
-from attestation.trust import SnpTrust, Trust
+from attestation.trust import SnpTrust, TpmTrust, Trust
 from attestation.verify.snp import SnpRules, verify_snp
 from attestation.verify.snp_report import Tcb
 from attestation.verify.tpm import TpmEvidence, verify_tpm
+from attestation.verify.tpm_rules import TpmRules
 
 _PCR_BYTES = 32
 
@@ -61,9 +62,9 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
     try:
         if tee.kind == "tpm" and spec.tpm is not None:
             key = spec.tpm.keys.get(evidence.node)
-            accepted = {int(index): [bytes.fromhex(value) for value in values] for index, values in spec.tpm.pcrs.items()}
             keys = [] if key is None else [b64decode(key)]
-            return verify_tpm(tpm_evidence(tee), nonce=binding, keys=keys, accepted=accepted, steps=steps)
+            wanted = tpm_rules(spec.tpm, evidence.runner_digest)
+            return verify_tpm(tpm_evidence(tee), nonce=binding, keys=keys, rules=wanted, steps=steps)
         if tee.kind == "sev-snp" and spec.snp is not None:
             return verify_snp(part(tee, "report"), part(tee, "chain"), nonce=binding, rules=snp_rules(spec.snp), at=at, steps=steps)
         if tee.kind == "nvidia-gpu" and spec.gpu is not None:
@@ -90,7 +91,7 @@ def part(tee: TeeEvidence, name: str) -> bytes:
 
 
 def tpm_evidence(tee: TeeEvidence) -> TpmEvidence:
-    """Return the parts of a TPM's evidence: ``quote``, ``signature``, ``key``, and ``pcrs`` as (index, 32 bytes) each.
+    """Return the parts of a TPM's evidence: ``quote``, ``signature``, ``key``, ``pcrs`` as (index, 32 bytes) each, and logs if there.
 
     Raises ``FormatError``.
     """
@@ -98,7 +99,19 @@ def tpm_evidence(tee: TeeEvidence) -> TpmEvidence:
     if len(raw) % (1 + _PCR_BYTES):
         raise FormatError("not PCR values", seen=f"{len(raw)} bytes", wanted=f"a multiple of {1 + _PCR_BYTES}")
     pcrs: Mapping[int, bytes] = {raw[at]: raw[at + 1 : at + 1 + _PCR_BYTES] for at in range(0, len(raw), 1 + _PCR_BYTES)}
-    return TpmEvidence(part(tee, "quote"), part(tee, "signature"), pcrs, part(tee, "key"))
+    logs = [part(tee, name) if name in tee.parts else None for name in ("event_log", "ima_log")]
+    return TpmEvidence(part(tee, "quote"), part(tee, "signature"), pcrs, part(tee, "key"), *logs)
+
+
+def tpm_rules(section: TpmTrust, runner_digest: str) -> TpmRules:
+    """Return what the trust file wants of a TPM's quote, for evidence that names this runner."""
+    return TpmRules(
+        pcrs={int(index): [bytes.fromhex(value) for value in values] for index, values in section.pcrs.items()},
+        events={int(index): [bytes.fromhex(value) for value in values] for index, values in section.events.items()},
+        ima=section.ima,
+        runner_pcr=section.runner,
+        runner=bytes.fromhex(runner_digest.removeprefix("sha256:")),
+    )
 
 
 def snp_rules(section: SnpTrust) -> SnpRules:

@@ -2,7 +2,7 @@
 
 Steps: ``tpm-key`` the attestation key is one that is trusted · ``tpm-signature`` it signed the quote · ``tpm-quote`` the signed
 structure is a quote made by a TPM · ``tpm-nonce`` it answers · ``tpm-pcr-digest`` the shown PCR values are the quoted ones ·
-``tpm-pcr-N`` and they are accepted.
+then what they must show (``tpm_rules``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from attestation.appraisal import APPROVED_BOOT, GENUINE, NO_CLAIM, Submod
+from attestation.appraisal import APPROVED_BOOT, APPROVED_RUNTIME, GENUINE, NO_CLAIM, Submod
 from attestation.errors import AttestationError, FormatError, SignatureError
 from attestation.steps import Steps
 from attestation.verify.binary import BinaryReader
+from attestation.verify.tpm_rules import TpmRules, check_rules
 
 MAGIC = 0xFF544347  # TPM_GENERATED_VALUE: a restricted key signs it only over structures that the TPM made itself
 TAG_QUOTE = 0x8018  # TPM_ST_ATTEST_QUOTE
@@ -52,12 +53,14 @@ class Quote:
 
 @dataclass(frozen=True)
 class TpmEvidence:
-    """A quote, its TPMT_SIGNATURE, the PCR values shown with it (by index), and the key that is said to have signed (DER)."""
+    """A quote, its TPMT_SIGNATURE, the PCR values shown with it (by index), the key that is said to have signed (DER), and logs."""
 
     message: bytes
     signature: bytes
     pcrs: Mapping[int, bytes]
     key: bytes
+    event_log: bytes | None = None
+    ima_log: bytes | None = None
 
 
 def parse_quote(raw: bytes) -> Quote:
@@ -138,13 +141,11 @@ def _load(key: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
     )
 
 
-def verify_tpm(
-    evidence: TpmEvidence, *, nonce: bytes | None, keys: Collection[bytes] | None, accepted: Mapping[int, Collection[bytes]], steps: Steps
-) -> Submod:
+def verify_tpm(evidence: TpmEvidence, *, nonce: bytes | None, keys: Collection[bytes] | None, rules: TpmRules, steps: Steps) -> Submod:
     """Record the steps and return the claims. Raises ``VerificationError`` where later steps would have no basis.
 
-    ``nonce`` of None and ``keys`` of None (stand-alone inspection) compare nothing and then claim nothing. ``accepted`` maps a PCR to its
-    accepted values; with none the boot is not judged, and nothing is claimed of it.
+    ``nonce`` of None and ``keys`` of None (stand-alone inspection) compare nothing and then claim nothing. With no rule for the boot's PCRs
+    it is not judged, and nothing is claimed of it.
     """
     listed = keys is None or evidence.key in keys
     identity = hashlib.sha256(evidence.key).hexdigest()
@@ -177,14 +178,16 @@ def verify_tpm(
         wanted="not compared: no nonce was given" if nonce is None else nonce.hex(),
         fix="ask for a new quote over the right nonce",
     )
-    approved = _check_pcrs(evidence, quote, hash_name, accepted, steps)
+    quoted = _quoted(evidence, quote, hash_name, steps)
+    boot, runner = check_rules(quoted, rules, event_log=evidence.event_log, ima_log=evidence.ima_log, steps=steps)
     known = keys is not None and nonce is not None
-    claims = {"hardware": GENUINE if known else NO_CLAIM, "executables": APPROVED_BOOT if known and approved else NO_CLAIM}
+    approved = APPROVED_RUNTIME if runner else APPROVED_BOOT if boot else NO_CLAIM
+    claims = {"hardware": GENUINE if known else NO_CLAIM, "executables": approved if known else NO_CLAIM}
     return Submod(claims, {"tpm_key": f"sha256:{identity}", "tpm_reset_count": quote.reset_count, "tpm_restart_count": quote.restart_count})
 
 
-def _check_pcrs(evidence: TpmEvidence, quote: Quote, hash_name: str, accepted: Mapping[int, Collection[bytes]], steps: Steps) -> bool:
-    """Return whether at least one PCR was judged, and all judged ones are accepted."""
+def _quoted(evidence: TpmEvidence, quote: Quote, hash_name: str, steps: Steps) -> Mapping[int, bytes]:
+    """Return the PCR values that the quote proves."""
     missing = [index for index in quote.pcrs if len(evidence.pcrs.get(index, b"")) != hashlib.sha256().digest_size]
     digest = hashlib.new(hash_name, b"".join(evidence.pcrs.get(index, b"") for index in quote.pcrs)).digest()
     steps.need(
@@ -193,14 +196,4 @@ def _check_pcrs(evidence: TpmEvidence, quote: Quote, hash_name: str, accepted: M
         seen=digest.hex(),
         wanted=f"{quote.digest.hex()} over PCRs {', '.join(map(str, quote.pcrs)) or 'none'}",
     )
-    approved = bool(accepted)
-    for index in sorted(accepted):
-        value = evidence.pcrs.get(index, b"") if index in quote.pcrs else b""
-        approved &= steps.check(
-            f"tpm-pcr-{index}",
-            ok=value in accepted[index],
-            seen=value.hex() or "not quoted",
-            wanted=" or ".join(sorted(item.hex() for item in accepted[index]))[:400],
-            fix="boot what the trust file accepts, or add this value to it",
-        )
-    return approved
+    return {index: evidence.pcrs[index] for index in quote.pcrs}

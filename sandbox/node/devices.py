@@ -11,8 +11,9 @@ from pydantic.alias_generators import to_camel
 
 from attestation.collect import EvidenceSource
 from attestation.collect.nvidia import GpuSource
+from attestation.collect.runner import runner_digest
 from attestation.collect.snp import SnpSource
-from attestation.collect.tpm import TpmSource
+from attestation.collect.tpm import Tools, TpmSource, measure_runner
 
 PathText = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -22,11 +23,18 @@ class _Section(BaseModel):
 
 
 class TpmDevice(_Section):
-    """A TPM's attestation key by its persistent handle, and the PCRs (SHA-256 bank) that it quotes."""
+    """A TPM's attestation key by its persistent handle, and the PCRs (SHA-256 bank) that it quotes.
+
+    ``runner`` is the PCR that the runner is measured into when the node starts, and quoted with the others; null measures nothing.
+    ``event_log`` and ``ima_log`` are the kernel's files of measurements that travel with the quote.
+    """
 
     handle: Annotated[str, Field(pattern=r"^0x81[0-9a-fA-F]{6}$")]
     pcrs: Annotated[tuple[Annotated[int, Field(ge=0, le=23, strict=True)], ...], Field(min_length=1, max_length=24)]
     tcti: Annotated[str, Field(max_length=500)] | None = None
+    runner: Annotated[int, Field(ge=8, le=23, strict=True)] | None = 23
+    event_log: PathText | None = None
+    ima_log: PathText | None = None
 
 
 class SnpDevice(_Section):
@@ -53,9 +61,27 @@ def evidence_sources(devices: EvidenceDevices, gpus: Sequence[str]) -> tuple[Evi
     """Return the sources that ``devices`` names; ``gpus`` are the uuids of all GPUs of the node."""
     found: list[EvidenceSource] = []
     if devices.tpm is not None:
-        found.append(TpmSource(devices.tpm.handle, devices.tpm.pcrs, devices.tpm.tcti))
+        found.append(_tpm(devices.tpm))
     if devices.sev_snp is not None:
         found.append(SnpSource(chain=Path(devices.sev_snp.chain) if devices.sev_snp.chain is not None else None))
     if devices.nvidia is not None:
         found += [GpuSource(uuid, tuple(Path(path) for path in devices.nvidia.rims)) for uuid in gpus]
     return tuple(found)
+
+
+def measure_start(devices: EvidenceDevices) -> bool:
+    """Measure this runner into the TPM's PCR that ``devices`` names; say whether the PCR vouches for it now.
+
+    Raises ``AttestationError`` where the TPM does not answer.
+    """
+    tpm = devices.tpm
+    if tpm is None or tpm.runner is None:
+        return True
+    digest, _ = runner_digest()
+    return measure_runner(tpm.runner, bytes.fromhex(digest.removeprefix("sha256:")), Tools(tpm.tcti))
+
+
+def _tpm(tpm: TpmDevice) -> TpmSource:
+    pcrs = tuple(sorted({*tpm.pcrs, *(() if tpm.runner is None else (tpm.runner,))}))
+    logs = [Path(path) if path is not None else None for path in (tpm.event_log, tpm.ima_log)]
+    return TpmSource(tpm.handle, pcrs, tpm.tcti, *logs)

@@ -15,7 +15,7 @@ from sandbox.errors import EngineError, UsageError
 from sandbox.node.apparmor import profile_for_jobs
 from sandbox.node.client import ControlClient
 from sandbox.node.context import Node
-from sandbox.node.devices import evidence_sources
+from sandbox.node.devices import evidence_sources, measure_start
 from sandbox.node.engine import Engine
 from sandbox.node.gpu import cdi
 from sandbox.node.gpu.inventory import Inventory, inventory
@@ -104,6 +104,10 @@ def _gpus_described(found: Inventory) -> bool:
 
 
 def make_supervisor(root: Path) -> tuple[Supervisor, NodeFolder]:
-    """Return a node that is ready to run."""
+    """Return a node that is ready to run, its runner measured into its TPM where it has one."""
     node, settings, capacity = make_node(root)
+    if not measure_start(settings.evidence):
+        _log.warning(
+            "runner-not-measured", why="another runner was measured since boot, or the PCR was changed", fix="boot the machine anew"
+        )
     return Supervisor(node, capacity, cache_bytes=settings.cache), node.folder

@@ -21,6 +21,7 @@ from attestation.verify import verify_evidence
 from attestation.verify.single import verify_single
 from attestation.verify.tee import tpm_evidence
 from attestation.verify.tpm import TpmEvidence, parse_quote, verify_tpm
+from attestation.verify.tpm_rules import TpmRules
 from tests.attestation.leases import AT, NODE, NODE_KEY, evidence, expected, trust
 from tests.attestation.software_tpm import HANDLE, Tpm, software_tpm
 from tests.conftest import VECTORS
@@ -39,7 +40,9 @@ def sample():
 def check(evidence, **changes):
     steps = Steps("the quote")
     known = {"nonce": None, "keys": [evidence.key], "accepted": {}} | changes
-    submod = verify_tpm(evidence, **known, steps=steps)
+    rules = known.pop("rules", None) or TpmRules(pcrs=known["accepted"])
+    del known["accepted"]
+    submod = verify_tpm(evidence, **known, rules=rules, steps=steps)
     steps.finish()
     return submod
 

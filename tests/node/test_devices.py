@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from attestation.collect.nvidia import GpuSource
 from attestation.collect.snp import SnpSource
 from attestation.collect.tpm import TpmSource
+from attestation.errors import AttestationError
 from sandbox.errors import UsageError
-from sandbox.node.devices import EvidenceDevices, evidence_sources
+from sandbox.node.devices import EvidenceDevices, evidence_sources, measure_start
 from sandbox.node.layout import NodeFolder
 from sandbox.node.settings import load_node_settings
 
@@ -30,7 +31,24 @@ def test_named_devices_become_sources(tmp_path):
     }
     found = evidence_sources(settings(tmp_path, told).evidence, ["GPU-1", "GPU-2"])
     rims = (Path("/d.swidtag"),)
-    assert found == (TpmSource("0x81010002", (0, 14)), SnpSource(Path("/c.pem")), GpuSource("GPU-1", rims), GpuSource("GPU-2", rims))
+    assert found == (TpmSource("0x81010002", (0, 14, 23)), SnpSource(Path("/c.pem")), GpuSource("GPU-1", rims), GpuSource("GPU-2", rims))
+
+
+def test_the_runner_pcr_is_quoted_with_the_others_or_not_at_all(tmp_path):
+    tpm = {"handle": "0x81010002", "pcrs": [0, 14], "eventLog": "/e", "imaLog": "/i"}
+    assert evidence_sources(settings(tmp_path, {"evidence": {"tpm": tpm | {"runner": 14}}}).evidence, []) == (
+        TpmSource("0x81010002", (0, 14), None, Path("/e"), Path("/i")),
+    )
+    none = settings(tmp_path, {"evidence": {"tpm": tpm | {"runner": None}}}).evidence
+    assert evidence_sources(none, [])[0].pcrs == (0, 14)
+    assert measure_start(none)
+    assert measure_start(EvidenceDevices())
+
+
+def test_a_tpm_that_does_not_answer_stops_the_start(tmp_path):
+    tpm = {"handle": "0x81010002", "pcrs": [0], "tcti": "swtpm:host=127.0.0.1,port=1"}
+    with pytest.raises(AttestationError):
+        measure_start(settings(tmp_path, {"evidence": {"tpm": tpm}}).evidence)
 
 
 def test_no_devices_is_the_default(tmp_path):
@@ -44,6 +62,7 @@ def test_no_devices_is_the_default(tmp_path):
         {"tpm": {"handle": "0x81010002"}},
         {"tpm": {"handle": "ak.ctx", "pcrs": [0]}},
         {"tpm": {"handle": "0x81010002", "pcrs": [24]}},
+        {"tpm": {"handle": "0x81010002", "pcrs": [0], "runner": 7}},
         {"nvidia": {"rims": [""]}},
     ],
 )
