@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attestation.canonical import canonical_json, sha256_digest
+from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, build_certificate
 from attestation.chain import ONWARD
 from attestation.errors import FormatError, VerificationError
 from attestation.log.note import NoteVerifier, cosign
 from attestation.receipt import build_receipt, verify_receipt, verify_receipt_or_raise
+from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
 from attestation.signing import Envelope, b64decode, b64encode, sign_envelope
 from sandbox.lifecycle import TRANSITIONS
 from tests.attestation.leases import (
+    AT,
     CUSTOMER_KEY,
+    IMAGE,
     LEASE,
     NODE,
+    NODE_KEY,
     OTHER_KEY,
+    PLAN,
     STORY,
     Story,
     append,
@@ -28,6 +35,7 @@ from tests.attestation.leases import (
     extract,
     job,
     trust,
+    wipe_report,
 )
 
 
@@ -65,6 +73,36 @@ def test_a_whole_receipt_verifies(receipt):
     assert result.to_json()["level"] == "software"
     assert len(result.steps) > 50
     assert verify_receipt_or_raise(receipt, trust()).ok
+
+
+def without_evidence(tmp_path, steps):
+    """The receipt of a lease whose node made evidence that the server never got."""
+    made = documents()
+    kept = {kind: data for kind, data in made.items() if kind not in {"evidence", "plan", "grant"}}
+    report = wipe_report()
+    record = RunRecord(lease=LEASE, node=NODE, image=IMAGE, plan_digest=sha256_digest(PLAN), ended_at=AT, outcome="cancelled")
+    made["run"] = kept["run"] = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, NODE_KEY).to_bytes()
+    payload = build_certificate(
+        lease=LEASE,
+        node=NODE,
+        documents={kind: sha256_digest(made[kind]) for kind in ("job", "policy", "evidence", "plan", "run", "wipe")},
+        wipe=report,
+        tool_version="0.1.0",
+        at=AT + timedelta(minutes=6),
+    )
+    kept["certificate"] = sign_envelope(payload, CERTIFICATE_PAYLOAD_TYPE, NODE_KEY).to_bytes()
+    story = Story({**kept, "evidence": made["evidence"], "grant": made["grant"]}, steps)
+    (indexes,) = append(tmp_path, story)
+    return build_receipt(LEASE, kept, extract(tmp_path, indexes))
+
+
+def test_a_lease_that_ended_before_its_evidence_arrived_verifies(tmp_path):
+    early = (("submitted", "job"), ("admitted", "policy"), ("placed", "job"), ("wiping", "run"), ("cancelled", "certificate"))
+    assert failed(without_evidence(tmp_path, early)) == []
+
+
+def test_evidence_cannot_be_left_out_where_the_log_shows_it(tmp_path):
+    assert "documents" in failed(without_evidence(tmp_path, STORY))
 
 
 FIRST_FAILURE = {
