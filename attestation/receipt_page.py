@@ -8,6 +8,7 @@ from html import escape
 
 from attestation.certificate import Predicate, Sanitized
 from attestation.document import time_text
+from attestation.errors import Step
 from attestation.receipt import ReceiptResult
 from attestation.run import RunRecord
 from attestation.wipe import WipeReport
@@ -51,15 +52,16 @@ def receipt_page(result: ReceiptResult, *, digest: str, trust_digest: str, at: d
         ]),
         *_story(result),
         "<h2>Checks</h2>",
-        _table(
-            ("", "check", "seen", "wanted", ""),
-            ((f"{number}", step.step, step.seen, step.wanted, "held" if step.ok else "FAILED") for number, step in enumerate(result.steps, 1)),
-        ),
+        _table(("", "check", "seen", "wanted", ""), (_check(number, step) for number, step in enumerate(result.steps, 1))),
         _FOOTER,
     ]  # fmt: skip
     title = f"Receipt of {escape(result.lease)}"
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>'
     return f"{head}<body>{''.join(parts)}</body></html>\n"
+
+
+def _check(number: int, step: Step) -> Sequence[str]:
+    return (str(number), step.step, step.seen, step.wanted, "held" if step.ok else "FAILED")
 
 
 def _story(result: ReceiptResult) -> list[str]:

@@ -1,7 +1,8 @@
 """A process that forks a fresh log writer for each line it reads, so that a fault can be put into any of its system calls.
 
 Line: ``{"data": folder, "batches": [[leaf, …], …]}``. It answers with the child's pid, waits for ``go``, and then answers
-``{"acked": n, "ended": 0 or 1, "rules": […], "status": wait status}``. What was acknowledged is kept in shared memory, where no fault can reach it.
+``{"acked": n, "ended": 0 or 1, "rules": […], "status": wait status}``. What was acknowledged is kept in shared memory, where no fault
+can reach it.
 """
 
 from __future__ import annotations
