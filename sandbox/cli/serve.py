@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sandbox.cli.console import console
+from sandbox.cli.context import trust_file
 
 if TYPE_CHECKING:
     from policies.loader import LoadedPolicy
@@ -28,6 +29,12 @@ def serve(
             "--policy", metavar="FILE|PROFILE", help="For tenants without a policy of their own: strict, standard, development, or a file."
         ),
     ] = "strict",
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            "--trust", metavar="TRUST.yaml", help="Your own trust file: it gives the level of nodes that policies see.", show_default=False
+        ),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM certificate chain.", show_default=False)] = None,
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM private key of the certificate.", show_default=False)
@@ -43,7 +50,10 @@ def serve(
 
     place = parse_listen(listen, tls_cert, tls_key)
     chosen = _policy(policy, unsafe=unsafe_development)
-    settings = ControlSettings(data=data.absolute(), database=database, store=store, policy=chosen, unsafe_development=unsafe_development)
+    accepted = trust_file(trust) if trust is not None else None
+    settings = ControlSettings(
+        data=data.absolute(), database=database, store=store, policy=chosen, unsafe_development=unsafe_development, trust=accepted
+    )
     out = console()
     if unsafe_development:
         out.warn("--unsafe-development: policies that protect nobody are accepted")

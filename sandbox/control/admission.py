@@ -5,11 +5,20 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from sqlalchemy.orm import Session
+
+from attestation.appraisal import Level
+from attestation.canonical import parse_json
+from attestation.evidence import Evidence
+from attestation.signing import Envelope
 from policies.engine import evaluate
 from policies.loader import load_policy
 from policies.model import NodeFacts
 from sandbox.admission import launch_request
-from sandbox.job import JobStatement
+from sandbox.control.database.models import LeaseRow, NodeRow
+from sandbox.control.transitions import document
+from sandbox.errors import StateError
+from sandbox.job import JobStatement, parse_statement
 from sandbox.wire import Denial
 
 _loaded = functools.lru_cache(maxsize=64)(load_policy)
@@ -29,3 +38,35 @@ def admit(policy: bytes, statement: JobStatement, tenant: str, node: NodeFacts |
     decision = evaluate(_loaded(policy), launch_request(statement, tenant), node)
     reasons = tuple(Denial(rule=each.rule, seen=each.seen, wanted=each.wanted, fix=each.fix) for each in decision.reasons)
     return Admission(decision.allowed, reasons)
+
+
+def node_facts(node: NodeRow, evidence: Evidence, level: Level) -> NodeFacts:
+    """Return what policies are told of a node: its level as graded by the server, the rest as the node says."""
+    scratch = node.inventory.get("scratch", ())
+    engine = node.inventory.get("engine", {})
+    return NodeFacts(
+        node=node.id,
+        level=int(level),
+        posture={fact.id: fact.result for fact in evidence.posture},
+        gpus=tuple(gpu.model_dump() for gpu in evidence.gpus),
+        isolation=tuple(node.capacity.get("isolation", ("container",))),
+        scratch=tuple(str(kind) for kind in scratch) if isinstance(scratch, list) else (),
+        engine={str(key): str(value) for key, value in engine.items()} if isinstance(engine, dict) else {},
+    )
+
+
+def admit_again(session: Session, lease: LeaseRow, evidence: Evidence, level: Level) -> Admission:
+    """Ask the lease's policy once more, with the facts of the node that it was placed on. Raises ``StateError``."""
+    policy, job = document(session, lease.id, "policy"), document(session, lease.id, "job")
+    node = session.get(NodeRow, lease.node)
+    if policy is None or job is None or node is None:
+        raise StateError(
+            "the lease is not complete",
+            rule="lease-documents",
+            seen="a document is missing",
+            wanted="job, policy and node",
+            fix="report this to the operator",
+        )
+    payload = Envelope.from_bytes(job).payload
+    parse_json(payload)
+    return admit(policy, parse_statement(payload), lease.tenant, node_facts(node, evidence, level))

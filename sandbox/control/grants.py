@@ -3,7 +3,7 @@
 1. the signature is by the identity that signed the job; only then is the payload parsed
 2. lease, evidence and lease key are the ones that were attested; it has not expired
 3. it carries a key for every input, and for nothing else
-4. the policy, asked again with the facts of the node, still says yes
+4. the policy, which was asked again with the facts of the node when its evidence came, still says yes
 5. the lease is ``attested``, and no end was asked for: compare-and-swap, so that a second grant is refused
 """
 
@@ -13,20 +13,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from attestation.appraisal import Level
-from attestation.canonical import parse_json, sha256_digest
+from attestation.canonical import sha256_digest
 from attestation.evidence import Evidence
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant
 from attestation.signing import Envelope, VerifyKey, b64decode
-from policies.model import NodeFacts
 from sandbox.control.access import SERVER, Caller
-from sandbox.control.admission import Admission, admit
+from sandbox.control.admission import Admission, admit_again
 from sandbox.control.core import Control
-from sandbox.control.database.models import LeaseInputRow, LeaseRow, NodeRow
+from sandbox.control.database.models import LeaseInputRow, LeaseRow
 from sandbox.control.story import ask_end, own_lease, require_state
 from sandbox.control.transitions import advance, document, keep
 from sandbox.errors import DeniedError, InputError, StateError
-from sandbox.job import parse_statement
 from sandbox.lifecycle import LeaseState, Outcome
+from sandbox.wire import Denial
 
 
 def unlock(control: Control, caller: Caller, lease_id: str, envelope: Envelope) -> None:
@@ -41,11 +40,13 @@ def unlock(control: Control, caller: Caller, lease_id: str, envelope: Envelope) 
         grant = Grant.from_payload(envelope.verify(GRANT_PAYLOAD_TYPE, [VerifyKey.from_text(lease.customer_key)]))
         if document(session, lease_id, "grant") == raw:
             admission = Admission(allowed=True, reasons=())
+        elif lease.ending == Outcome.DENIED.value and lease.denials:
+            admission = Admission(allowed=False, reasons=tuple(Denial.model_validate(each) for each in lease.denials))
         else:
             require_state(lease, LeaseState.ATTESTED)
             evidence = _evidence(session, lease_id)
             _check(control, session, grant, lease, evidence)
-            admission = _ask_again(session, lease, evidence[1])
+            admission = admit_again(session, lease, evidence[1], Level.from_label(str(lease.level)))
             if admission.allowed:
                 ref = keep(session, lease_id, "grant", raw)
                 advance(control, session, lease, LeaseState.UNLOCKED, actor=caller.token, evidence=ref, deadline=None)
@@ -96,34 +97,3 @@ def _check(control: Control, session: Session, grant: Grant, lease: LeaseRow, at
             wanted="a time to come",
             fix="make a new grant",
         )
-
-
-def _ask_again(session: Session, lease: LeaseRow, evidence: Evidence) -> Admission:
-    policy, job = document(session, lease.id, "policy"), document(session, lease.id, "job")
-    node = session.get(NodeRow, lease.node)
-    if policy is None or job is None or node is None:
-        raise StateError(
-            "the lease is not complete",
-            rule="lease-documents",
-            seen="a document is missing",
-            wanted="job, policy and node",
-            fix="report this to the operator",
-        )
-    payload = Envelope.from_bytes(job).payload
-    parse_json(payload)
-    return admit(policy, parse_statement(payload), lease.tenant, node_facts(node, evidence))
-
-
-def node_facts(node: NodeRow, evidence: Evidence) -> NodeFacts:
-    """Return what policies are told of a node. The level is what the server itself can vouch for: the node's registered key, no more."""
-    scratch = node.inventory.get("scratch", ())
-    engine = node.inventory.get("engine", {})
-    return NodeFacts(
-        node=node.id,
-        level=int(Level.SOFTWARE),
-        posture={fact.id: fact.result for fact in evidence.posture},
-        gpus=tuple(gpu.model_dump() for gpu in evidence.gpus),
-        isolation=tuple(node.capacity.get("isolation", ("container",))),
-        scratch=tuple(str(kind) for kind in scratch) if isinstance(scratch, list) else (),
-        engine={str(key): str(value) for key, value in engine.items()} if isinstance(engine, dict) else {},
-    )

@@ -3,7 +3,7 @@
 Every report is a DSSE envelope by the key the node registered with. A report for the state that the lease is in already is the same as
 once, so that a node may repeat itself after any cut.
 
-``attested``    evidence by the node's key that answers this lease, nonce, job, policy and plan
+``attested``    evidence by the node's key that answers this lease, nonce, job, policy and plan; graded, and the policy asked again
 ``running``     nothing more
 ``collecting``  nothing more
 ``wiping``      how the job ended, the run record, and the sealed result, which must have arrived before
@@ -19,19 +19,21 @@ from datetime import timedelta
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from attestation.appraisal import Level
 from attestation.canonical import parse_json, sha256_digest
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, verify_certificate
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.log.leaf import DocumentRef
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
 from attestation.signing import Envelope, VerifyKey, b64decode
+from attestation.verify import Expected
 from attestation.wipe import WIPE_PAYLOAD_TYPE, WipeReport
-from sandbox.control.access import Caller
+from sandbox.control.access import SERVER, Caller
+from sandbox.control.admission import admit_again
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, LeaseRow, NodeRow, ReportRow, TransitionRow
+from sandbox.control.grading import grade
 from sandbox.control.nodes import own_node, set_node_state
-from sandbox.control.story import no_lease, require_state
+from sandbox.control.story import ask_end, no_lease, require_state
 from sandbox.control.transitions import DSSE, PLAN_MEDIA, advance, keep, keep_report
 from sandbox.errors import InputError, StateError
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome, check_transition, end_state
@@ -140,7 +142,7 @@ def _attested(said: _Said, lease: LeaseRow) -> None:
         raise StateError(
             "the customer's agent has not asked yet", rule="nonce", seen="no nonce", wanted="a nonce", fix="wait for the nonce"
         )
-    _, payload = said.signed("evidence", EVIDENCE_PAYLOAD_TYPE)
+    envelope, payload = said.signed("evidence", EVIDENCE_PAYLOAD_TYPE)
     evidence = Evidence.from_payload(payload)
     said.same(
         "evidence",
@@ -155,14 +157,22 @@ def _attested(said: _Said, lease: LeaseRow) -> None:
     )
     ref = keep(said.session, lease.id, "evidence", said.documents["evidence"])
     keep(said.session, lease.id, "plan", said.documents["plan"], PLAN_MEDIA)
-    # What the server itself can vouch for is the node's registered key; hardware evidence is judged by the customer's own trust file.
+    expected = Expected(
+        lease=lease.id, nonce=lease.nonce, job_digest=lease.job_digest, policy_digest=lease.policy_digest, image=lease.image,
+        plan=said.documents["plan"], history=None,
+    )  # fmt: skip
+    graded = grade(said.control.settings.trust, envelope, expected, at=said.control.now())
     _advance(
         said,
         lease,
         ref,
-        level=Level.SOFTWARE.label,
+        level=graded.level.label,
         deadline=said.control.now() + timedelta(seconds=said.control.settings.limits.release_seconds),
     )
+    admission = admit_again(said.session, lease, evidence, graded.level)
+    if not admission.allowed:
+        lease.denials = [each.model_dump() for each in (*admission.reasons, *graded.reasons)]
+        ask_end(said.control, said.session, lease, Outcome.DENIED, actor=SERVER)
 
 
 def _onward(said: _Said, lease: LeaseRow) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attestation.trust import Trust
 from policies.loader import LoadedPolicy, load_profile
 
 
@@ -38,6 +39,8 @@ class ControlSettings:
     policy: LoadedPolicy = field(default_factory=lambda: load_profile("strict"))
     unsafe_development: bool = False
     log_origin: str = ""
+    trust: Trust | None = None
+    """What the operator accepts of nodes: it gives the level that policies see. None: ``software``."""
     limits: Limits = field(default_factory=Limits)
 
     @property

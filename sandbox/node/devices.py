@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from attestation.appraisal import Level
 from attestation.collect import EvidenceSource
 from attestation.collect.nvidia import GpuSource
 from attestation.collect.runner import runner_digest
@@ -67,6 +68,16 @@ def evidence_sources(devices: EvidenceDevices, gpus: Sequence[str]) -> tuple[Evi
     if devices.nvidia is not None:
         found += [GpuSource(uuid, tuple(Path(path) for path in devices.nvidia.rims)) for uuid in gpus]
     return tuple(found)
+
+
+def reachable_level(devices: EvidenceDevices) -> Level:
+    """Return the highest level that evidence by these devices can reach.
+
+    A node asks the policy with it only to refuse early what it can never fulfil; whether the level is reached others decide.
+    """
+    if devices.sev_snp is not None:
+        return Level.CONFIDENTIAL_GPU if devices.nvidia is not None else Level.CONFIDENTIAL
+    return Level.MEASURED if devices.tpm is not None else Level.SOFTWARE
 
 
 def measure_start(devices: EvidenceDevices) -> bool:

@@ -15,7 +15,7 @@ from sandbox.errors import EngineError, UsageError
 from sandbox.node.apparmor import profile_for_jobs
 from sandbox.node.client import ControlClient
 from sandbox.node.context import Node
-from sandbox.node.devices import evidence_sources, measure_start
+from sandbox.node.devices import evidence_sources, measure_start, reachable_level
 from sandbox.node.engine import Engine
 from sandbox.node.gpu import cdi
 from sandbox.node.gpu.inventory import Inventory, inventory
@@ -71,7 +71,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         gpu_wiper=VramWiper(),
         facts=NodeFacts(
             node=settings.id,
-            level=0,
+            level=int(reachable_level(settings.evidence)),
             isolation=isolation,
             scratch=kinds,
             gpus=tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in found.gpus),

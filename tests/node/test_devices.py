@@ -13,7 +13,7 @@ from attestation.collect.snp import SnpSource
 from attestation.collect.tpm import TpmSource
 from attestation.errors import AttestationError
 from sandbox.errors import UsageError
-from sandbox.node.devices import EvidenceDevices, evidence_sources, measure_start
+from sandbox.node.devices import EvidenceDevices, evidence_sources, measure_start, reachable_level
 from sandbox.node.layout import NodeFolder
 from sandbox.node.settings import load_node_settings
 
@@ -43,6 +43,20 @@ def test_the_runner_pcr_is_quoted_with_the_others_or_not_at_all(tmp_path):
     assert evidence_sources(none, [])[0].pcrs == (0, 14)
     assert measure_start(none)
     assert measure_start(EvidenceDevices())
+
+
+@pytest.mark.parametrize(
+    ("evidence", "level"),
+    [
+        ({}, 0),
+        ({"tpm": {"handle": "0x81010002", "pcrs": [0]}}, 1),
+        ({"sevSnp": {}}, 2),
+        ({"sevSnp": {}, "nvidia": {}}, 3),
+        ({"nvidia": {}}, 0),
+    ],
+)
+def test_a_node_refuses_early_only_what_it_can_never_reach(tmp_path, evidence, level):
+    assert reachable_level(settings(tmp_path, {"evidence": evidence}).evidence) == level
 
 
 def test_a_tpm_that_does_not_answer_stops_the_start(tmp_path):
