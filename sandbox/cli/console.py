@@ -7,7 +7,6 @@ the policy and attestation packages) for everything else. ``run`` is the only pl
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -16,10 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from enum import Enum
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from sandbox.cli.plain import plain
 from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, Problem, problem_of
 
 if TYPE_CHECKING:
@@ -229,27 +227,6 @@ def _trace(here: Console) -> None:
 
 def _ignore(_done: int, _total: int) -> None:
     """Take progress and show none."""
-
-
-def plain(value: object) -> Any:  # noqa: ANN401  (JSON values)
-    """Return a document as JSON values. Raises ``TypeError`` for bytes and what else has no JSON form."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, (str, PurePath)):
-        return str(value)
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
-        return [plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def shown(value: object) -> str:

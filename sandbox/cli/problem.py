@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import typer
 
+from sandbox.cli.plain import plain
+
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -87,7 +89,6 @@ def _usage(error: typer.TyperException) -> Problem:
 
 
 def _details(error: BaseException) -> dict[str, object]:
-    from sandbox.cli.console import plain
 
     found = getattr(error, "details", {})
     details = {str(key): plain(value) for key, value in found.items()} if isinstance(found, Mapping) else {}

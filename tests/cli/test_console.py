@@ -11,7 +11,8 @@ import typer
 
 from attestation.errors import Step, VerificationError
 from policies.errors import PolicyError
-from sandbox.cli.console import Console, Failed, console, plain, printable, run
+from sandbox.cli.console import Console, Failed, console, printable, run
+from sandbox.cli.plain import plain
 from sandbox.errors import BundleError, DeniedError, SealrigError, UsageError
 from sandbox.lifecycle import LeaseState
 from sandbox.wire import Whoami
