@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 KILLED = 137
 _FULL_BYTES = 64 * 1024
 """A file system with less than this left has refused a write, or is about to."""
+_ENTRY_BYTES = 2048
+"""What an entry costs in a sealed result beside its content and its name: headers, and its line in the index."""
+_SPARE_BYTES = 64 * 2**20
+"""What a result may take beyond the output's own bound, with an eighth of that bound; the control plane refuses more."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,13 @@ class Verdict:
     detail: str
 
 
-def judge(end: Exit | None, *, stopped: Verdict | None, scratch_full: bool, output_bytes: int, output_max: int) -> Verdict:
-    """Return the verdict. ``stopped`` is why we ended the job ourselves, if we did; ``end`` is what the engine says. Pure."""
+def judge(
+    end: Exit | None, *, stopped: Verdict | None, scratch_full: bool, output_bytes: int, output_max: int, overhead: int = 0
+) -> Verdict:
+    """Return the verdict. ``stopped`` is why we ended the job ourselves, if we did; ``end`` is what the engine says. Pure.
+
+    ``overhead`` is what the output's names and headers will take (``tree_overhead``).
+    """
     if stopped is not None:
         return Verdict(stopped.outcome, end.exit_code if end else None, stopped.limit, stopped.detail)
     if end is None:
@@ -39,11 +48,20 @@ def judge(end: Exit | None, *, stopped: Verdict | None, scratch_full: bool, outp
         return Verdict(Outcome.MEMORY_LIMIT, code, "memory", "the job was killed because it used more memory than it may")
     if scratch_full and code != 0:
         return Verdict(Outcome.DISK_LIMIT, code, "scratch", "the job's scratch space was full")
-    if output_bytes > output_max:
-        return Verdict(Outcome.OUTPUT_LIMIT, code, "output", f"the output has {output_bytes} bytes; at most {output_max} are collected")
+    if problem := too_large(output_bytes, overhead, output_max):
+        return Verdict(Outcome.OUTPUT_LIMIT, code, "output", problem)
     if code == 0:
         return Verdict(Outcome.SUCCEEDED, 0, None, "")
     return Verdict(Outcome.FAILED, code, None, end.error or f"the job ended with exit code {code}")
+
+
+def too_large(output_bytes: int, overhead: int, output_max: int) -> str:
+    """Say why an output cannot be collected; empty where it can. Pure."""
+    if output_bytes > output_max:
+        return f"the output has {output_bytes} bytes; at most {output_max} are collected"
+    if overhead > output_max // 8 + _SPARE_BYTES:
+        return f"the output has so many files that their names and headers alone take {overhead} bytes; pack them into fewer"
+    return ""
 
 
 def is_full(place: Path) -> bool:
@@ -61,4 +79,12 @@ def tree_bytes(folder: Path) -> int:
                 total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118  (os.walk gives text, and this is a hot loop)
             except OSError:
                 continue
+    return total
+
+
+def tree_overhead(folder: Path) -> int:
+    """Return about how many bytes a sealed result takes for entries alone: their headers, and their paths three times."""
+    total = 0
+    for place, folders, files in os.walk(folder, followlinks=False):
+        total += sum(_ENTRY_BYTES + 3 * (len(place) + len(name)) for name in (*folders, *files))
     return total

@@ -49,9 +49,11 @@ def run(story: Story, launched: Launched) -> Ran:
             logs.note(f"an input could not be read: {problem.get('message', 'damaged')}"[:500])
     logs.finish()
     story.account.exit_code = end.exit_code if end else None
-    size = limits.tree_bytes(story.folder.out)
-    verdict = limits.judge(end, stopped=stopped, scratch_full=full, output_bytes=size, output_max=plan.output_max_size)
-    return Ran(launched.attested, replace(verdict, detail="; ".join(filter(None, (verdict.detail, refused)))))
+    size, overhead = limits.tree_bytes(story.folder.out), limits.tree_overhead(story.folder.out)
+    verdict = limits.judge(end, stopped=stopped, scratch_full=full, output_bytes=size, output_max=plan.output_max_size, overhead=overhead)
+    excess = limits.too_large(size, overhead, plan.output_max_size)
+    told = "; ".join(filter(None, (verdict.detail, excess if excess != verdict.detail else "", refused)))
+    return Ran(launched.attested, replace(verdict, detail=told), collectable=not excess)
 
 
 def _blocked(node: Node, plan: LaunchPlan, logs: LogStream) -> str:
@@ -101,7 +103,7 @@ def collect(story: Story, ran: Ran) -> Verdict:
     """Seal ``/out`` to the customer and upload it, unless the job was stopped by somebody or made too much."""
     verdict = ran.verdict
     story.journal.write("ended", outcome=verdict.outcome, exit_code=verdict.exit_code, limit=verdict.limit)
-    if verdict.outcome not in _COLLECTED:
+    if verdict.outcome not in _COLLECTED or not ran.collectable:
         return verdict
     story.journal.write("state", state=LeaseState.COLLECTING)
     story.reporter.send(LeaseState.COLLECTING)

@@ -115,7 +115,8 @@ class Launched:
 
 @dataclass(frozen=True)
 class Ran:
-    """How the job ended."""
+    """How the job ended, and whether its output is small enough to be collected."""
 
     attested: Attested
     verdict: Verdict
+    collectable: bool
