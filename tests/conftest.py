@@ -18,7 +18,10 @@ VECTORS = ROOT.parent / "shared" / "vectors"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out, with the reason, what this machine cannot run."""
+    """Leave out, with the reason, what this machine cannot run; what changes the machine goes to one process, one after the other."""
+    for item in items:
+        if item.get_closest_marker("docker") or item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.xdist_group("machine"))
     if os.geteuid() != 0:
         _leave_out(items, "root", "needs root: mounts, loop devices and namespaces")
     if any(item.get_closest_marker("docker") for item in items):

@@ -30,17 +30,13 @@ def demo(words: Sequence[str]) -> int:
 
 
 def test(words: Sequence[str]) -> int:
-    """Run the tests under coverage; the exit code is the tests' own, or the report's where they pass."""
+    """Run the tests in two processes, with coverage; the exit code is the tests' own, or the coverage's where they pass."""
     ensure_test_tools()  # before the engine starts, which takes up runsc where there is one
     _machine()
-    env = _environment()
-    coverage = str(_bin("coverage"))
-    run([coverage, "erase"], env=env)
-    code = run(prefix_root([coverage, "run", "-m", "pytest", *words]), env=env)
-    run(prefix_root([coverage, "combine", "-q"]), env=env)
     # A chosen part of the tests says nothing about the coverage of the whole.
-    report = run([coverage, "report", *(["--fail-under=0"] if words else [])], env=env)
-    return code or report
+    coverage = ["--cov", "--cov-report=term", *(["--cov-fail-under=0"] if words else [])]
+    command = [str(_bin("python")), "-m", "pytest", "--numprocesses=2", "--dist=loadgroup", *coverage, *words]
+    return run(prefix_root(command), env=_environment())
 
 
 def lint(words: Sequence[str]) -> int:

@@ -36,7 +36,7 @@ def cosign_signature(digest, key=EC, kind="cosign container image signature"):
     return f"cosign:{b64(payload)}:{b64(key.sign(payload, ec.ECDSA(SHA256())))}"
 
 
-@pytest.mark.parametrize("signature", [ed_signature(A), cosign_signature(A)])
+@pytest.mark.parametrize("signature", [ed_signature(A), cosign_signature(A)], ids=["ed25519", "cosign"])
 def test_a_true_signature_counts(signature):
     assert signed_by_any(A, [signature], [ED_TEXT, EC_TEXT])
 
@@ -57,6 +57,7 @@ def test_a_true_signature_counts(signature):
         "gpg:AAAA",
         "ed25519:" + "A" * SIGNATURE_MAX_CHARS,
     ],
+    ids=itertools.count(),
 )
 def test_any_other_counts_as_none(signature):
     assert not signed_by_any(A, [signature], [ED_TEXT, EC_TEXT])
