@@ -69,7 +69,7 @@ class TeeEvidence(Part):
     ``signature``, ``report``, ``chain``.
     """
 
-    kind: Literal["tpm", "sev-snp", "nvidia-gpu"]
+    kind: Literal["tpm", "sev-snp", "tdx", "nvidia-gpu"]
     target: WipeTarget
     parts: Annotated[dict[Name, Base64], Field(min_length=1, max_length=16)]
 

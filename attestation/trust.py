@@ -91,12 +91,25 @@ class TcbFloor(_Section):
 
 
 class SnpTrust(_Section):
-    """What an SEV-SNP report must show: launch measurements (48 bytes in hex), firmware floors, guest policy."""
+    """What an SEV-SNP report must show: launch measurements (48 bytes in hex), firmware floors, guest policy.
+
+    ``crl_max_age``: AMD's revocation list must come with the report, and be no older; None takes a report without one.
+    """
 
     measurements: Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
     tcb: TcbFloor = TcbFloor()
     smt: bool = True
     migration: bool = False
+    crl_max_age: Wait | None = None
+
+
+class TdxTrust(_Section):
+    """What a TDX quote must show: accepted MRTD values (48 bytes in hex), and which of Intel's TCB statuses are accepted."""
+
+    measurements: Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
+    statuses: Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,64}$")], ...], Field(min_length=1, max_length=16)] = (
+        "UpToDate",
+    )
 
 
 class GpuTrust(_Section):
@@ -125,6 +138,7 @@ class TrustSpec(_Section):
     interlock: Literal["log", "claimed"] = "log"
     tpm: TpmTrust | None = None
     snp: SnpTrust | None = None
+    tdx: TdxTrust | None = None
     gpu: GpuTrust | None = None
 
 
@@ -189,4 +203,4 @@ def _format_error(error: ValidationError) -> FormatError:
     )
 
 
-_SECTIONS: tuple[type[BaseModel], ...] = (Trust, TrustSpec, LogTrust, TpmTrust, SnpTrust, TcbFloor, GpuTrust)
+_SECTIONS: tuple[type[BaseModel], ...] = (Trust, TrustSpec, LogTrust, TpmTrust, SnpTrust, TcbFloor, TdxTrust, GpuTrust)

@@ -1,4 +1,4 @@
-"""Node side of an SEV-SNP report, through the kernel's configfs-tsm (Documentation/ABI/testing/configfs-tsm-report)."""
+"""Node side of an SEV-SNP report or a TDX quote, through the kernel's configfs-tsm (Documentation/ABI/testing/configfs-tsm-report)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from attestation.signing import b64encode
 
 TSM = Path("/sys/kernel/config/tsm/report")
 PROVIDER = "sev_guest"
+TDX_PROVIDER = "tdx_guest"
 REPORT_DATA_BYTES = 64
 MAX_BLOB_BYTES = 64 * 1024
 ATTEMPTS = 3
@@ -27,16 +28,21 @@ _ENTRY_BYTES = 24
 
 @dataclass(frozen=True)
 class SnpSource:
-    """A confidential guest's own report. ``chain`` is a file with the VCEK or VLEK where the host does not hand it over."""
+    """An SEV-SNP guest's own report. ``chain`` is a file with the VCEK or VLEK where the host does not hand it over.
+
+    ``crl`` is a file with AMD's revocation list, which travels along.
+    """
 
     chain: Path | None = None
+    crl: Path | None = None
     root: Path = TSM
 
     def quote(self, binding: bytes) -> TeeEvidence:
         """Return a report with ``binding`` in its report data. Raises ``AttestationError`` where the kernel refuses."""
         try:
-            report, table = self._ask(binding.ljust(REPORT_DATA_BYTES, b"\0"))
+            report, table = ask_kernel(self.root, PROVIDER, binding)
             certificate = self.chain.read_bytes() if self.chain is not None else chip_certificate(table)
+            parts = {"report": report, "chain": certificate} | ({"crl": self.crl.read_bytes()} if self.crl is not None else {})
         except OSError as error:
             raise AttestationError(
                 "the kernel gives no SEV-SNP report",
@@ -45,38 +51,63 @@ class SnpSource:
                 wanted="configfs-tsm in an SEV-SNP guest",
                 fix="start the node inside an SEV-SNP guest with Linux 6.7 or later, and mount configfs",
             ) from error
-        return TeeEvidence(kind="sev-snp", target="cpu0", parts={"report": b64encode(report), "chain": b64encode(certificate)})
+        return TeeEvidence(kind="sev-snp", target="cpu0", parts={name: b64encode(data) for name, data in parts.items()})
 
-    def _ask(self, report_data: bytes) -> tuple[bytes, bytes]:
-        """Return report and certificate table, both made from ``report_data`` and nothing else."""
-        entry = self.root / f"sealrig-{secrets.token_hex(8)}"
-        entry.mkdir()
+
+@dataclass(frozen=True)
+class TdxSource:
+    """A TDX guest's own quote. ``collateral`` is a file with Intel's signed tables, which travels along."""
+
+    collateral: Path
+    root: Path = TSM
+
+    def quote(self, binding: bytes) -> TeeEvidence:
+        """Return a quote with ``binding`` in its report data. Raises ``AttestationError`` where the kernel refuses."""
         try:
-            for _ in range(ATTEMPTS):
-                (entry / "inblob").write_bytes(report_data)
-                before = (entry / "generation").read_text(encoding="ascii")
-                provider = (entry / "provider").read_text(encoding="ascii").strip()
-                if provider != PROVIDER:
-                    raise AttestationError(
-                        "another kind of confidential guest",
-                        rule="snp-provider",
-                        seen=provider[:50],
-                        wanted=PROVIDER,
-                        fix="leave this source out on this machine",
-                    )
-                report, table = _read(entry / "outblob"), _read(entry / "auxblob")
-                if (entry / "generation").read_text(encoding="ascii") == before:
-                    return report, table
-        finally:
-            with contextlib.suppress(OSError):
-                entry.rmdir()
-        raise AttestationError(
-            "the report was changed by another process",
-            rule="snp-generation",
-            seen=f"{ATTEMPTS} times",
-            wanted="a stable generation",
-            fix="try again",
-        )
+            quote, _ = ask_kernel(self.root, TDX_PROVIDER, binding)
+            parts = {"quote": quote, "collateral": self.collateral.read_bytes()}
+        except OSError as error:
+            raise AttestationError(
+                "the kernel gives no TDX quote",
+                rule="tdx-quote",
+                seen=str(error)[:300],
+                wanted="configfs-tsm in a TDX guest, and Intel's collateral in its file",
+                fix="start the node inside a TDX guest with Linux 6.7 or later, and mount configfs",
+            ) from error
+        return TeeEvidence(kind="tdx", target="cpu0", parts={name: b64encode(data) for name, data in parts.items()})
+
+
+def ask_kernel(root: Path, wanted: str, binding: bytes) -> tuple[bytes, bytes]:
+    """Return report and auxiliary blob, both made from ``binding`` and nothing else. Raises ``AttestationError`` or ``OSError``."""
+    report_data = binding.ljust(REPORT_DATA_BYTES, b"\0")
+    entry = root / f"sealrig-{secrets.token_hex(8)}"
+    entry.mkdir()
+    try:
+        for _ in range(ATTEMPTS):
+            (entry / "inblob").write_bytes(report_data)
+            before = (entry / "generation").read_text(encoding="ascii")
+            provider = (entry / "provider").read_text(encoding="ascii").strip()
+            if provider != wanted:
+                raise AttestationError(
+                    "another kind of confidential guest",
+                    rule="snp-provider",
+                    seen=provider[:50],
+                    wanted=wanted,
+                    fix="leave this source out on this machine",
+                )
+            report, table = _read(entry / "outblob"), _read(entry / "auxblob")
+            if (entry / "generation").read_text(encoding="ascii") == before:
+                return report, table
+    finally:
+        with contextlib.suppress(OSError):
+            entry.rmdir()
+    raise AttestationError(
+        "the report was changed by another process",
+        rule="snp-generation",
+        seen=f"{ATTEMPTS} times",
+        wanted="a stable generation",
+        fix="try again",
+    )
 
 
 def chip_certificate(table: bytes) -> bytes:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
+
+from cryptography import x509
 
 from attestation.appraisal import ISOLATED_RUNTIME, RECOGNIZED, Appraisal, Submod, appraise
 from attestation.canonical import parse_json
@@ -20,11 +22,12 @@ from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.steps import Steps
 from attestation.verify.certificates import load_chain
 from attestation.verify.snp import SnpRules, verify_snp
+from attestation.verify.tdx import TdxRules, verify_tdx
 from attestation.verify.tpm import TpmEvidence, verify_tpm
 from attestation.verify.tpm_rules import TpmRules
 
-Kind = Literal["software", "tpm", "sev-snp", "nvidia-gpu"]
-KINDS: tuple[Kind, ...] = ("software", "tpm", "sev-snp", "nvidia-gpu")
+Kind = Literal["software", "tpm", "sev-snp", "tdx", "nvidia-gpu"]
+KINDS: tuple[Kind, ...] = ("software", "tpm", "sev-snp", "tdx", "nvidia-gpu")
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_GPUS = 64
 STAND_ALONE = "urn:sealrig:stand-alone"
@@ -40,12 +43,16 @@ def verify_single(
     chain: bytes | None = None,
     roots: Sequence[bytes] = (),
     rims: Sequence[bytes] = (),
+    collateral: bytes | None = None,
+    crl: bytes | None = None,
+    crl_max_age: timedelta | None = None,
 ) -> Appraisal:
     """Return the appraisal of one file. Raises ``VerificationError`` with all steps, ``FormatError`` or ``LimitError`` for other files.
 
     - ``software``: a signed evidence envelope; ``roots`` are node keys (``ed25519:…``).
     - ``tpm``: a JSON file with ``ak_public`` and ``tpm_quote``; ``roots`` are trusted attestation keys (DER or PEM).
-    - ``sev-snp``: a report, with its VCEK or VLEK in ``chain``; ``roots`` replace AMD's certificates.
+    - ``sev-snp``: a report, with its VCEK or VLEK in ``chain``; ``roots`` replace AMD's certificates; ``crl`` is AMD's revocation list.
+    - ``tdx``: a quote, with Intel's collateral (JSON) in ``collateral``; ``roots`` replace Intel's root.
     - ``nvidia-gpu``: a report (binary or hex) with ``chain``, or a JSON list of both for several GPUs; ``roots`` replace the device
       root, and ``rims`` are the references.
 
@@ -60,7 +67,12 @@ def verify_single(
     elif kind == "tpm":
         submods = {"node": _tpm(raw, nonce, roots, steps)}
     elif kind == "sev-snp":
-        submods = {"cpu0": _snp(raw, nonce=nonce, chain=chain, roots=roots, at=at, steps=steps)}
+        pinned = _pinned(roots, "snp-format", steps)
+        rules = SnpRules(crl_max_age=crl_max_age)
+        submods = {"cpu0": verify_snp(raw, chain or b"", nonce=nonce, rules=rules, at=at, steps=steps, roots=pinned, crl=crl)}
+    elif kind == "tdx":
+        pinned = _pinned(roots, "tdx-format", steps)
+        submods = {"cpu0": verify_tdx(raw, collateral, nonce=nonce, rules=TdxRules(), at=at, steps=steps, roots=pinned)}
     else:
         submods = _gpus(raw, nonce=nonce, chain=chain, roots=roots, rims=rims, at=at, steps=steps)
     steps.finish()
@@ -115,12 +127,12 @@ def _tpm(raw: bytes, nonce: bytes | None, roots: Sequence[bytes], steps: Steps) 
     return verify_tpm(evidence, nonce=nonce, keys=keys, rules=TpmRules(), steps=steps)
 
 
-def _snp(raw: bytes, *, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], at: datetime, steps: Steps) -> Submod:
+def _pinned(roots: Sequence[bytes], step: str, steps: Steps) -> list[x509.Certificate]:
+    """Return the certificates that replace the packaged roots."""
     try:
-        pinned = [certificate for root in roots for certificate in load_chain(root)]
+        return [certificate for root in roots for certificate in load_chain(root)]
     except AttestationError as error:
-        steps.fail("snp-format", error)
-    return verify_snp(raw, chain or b"", nonce=nonce, rules=SnpRules(), at=at, steps=steps, roots=pinned)
+        steps.fail(step, error)
 
 
 def _gpus(

@@ -1,15 +1,16 @@
 """AMD SEV-SNP: a genuine CPU with current firmware, an accepted guest, and this very question.
 
 Steps: ``snp-format`` · ``snp-chain`` the chip's key (VCEK, or a cloud's VLEK) was issued under AMD's pinned roots ·
-``snp-signature`` it signed the report · ``snp-key``, ``snp-key-tcb``, ``snp-key-chip`` the certificate is for this signer, firmware and
-chip · ``snp-tcb`` at or above the floors · ``snp-policy`` debugging off · ``snp-vmpl`` · ``snp-measurement`` · ``snp-nonce``.
+``snp-revocation`` AMD has not revoked its issuers · ``snp-signature`` it signed the report · ``snp-key``, ``snp-key-tcb``,
+``snp-key-chip`` the certificate is for this signer, firmware and chip · ``snp-tcb`` at or above the floors · ``snp-policy`` debugging
+off · ``snp-vmpl`` · ``snp-measurement`` · ``snp-nonce``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -21,6 +22,7 @@ from attestation.appraisal import APPROVED_CONFIGURATION, APPROVED_RUNTIME, ENCR
 from attestation.errors import AttestationError, FormatError
 from attestation.steps import Steps
 from attestation.verify.certificates import load_chain, packaged_roots, verify_chain
+from attestation.verify.revocation import check_revocation, load_crl
 from attestation.verify.snp_report import MAX_VMPL, VCEK, VLEK, SnpReport, Tcb, parse_report
 
 PRODUCTS = ("milan", "genoa", "turin")
@@ -41,6 +43,8 @@ class SnpRules:
     floor: Tcb = NO_FLOOR
     smt: bool = True
     migration: bool = False
+    crl_max_age: timedelta | None = None
+    """How old AMD's revocation list may be; None does not want one."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,20 @@ class ChipCertificate:
 
 
 def verify_snp(
-    report: bytes, chain: bytes, *, nonce: bytes | None, rules: SnpRules, at: datetime, steps: Steps, roots: Sequence[x509.Certificate] = ()
+    report: bytes,
+    chain: bytes,
+    *,
+    nonce: bytes | None,
+    rules: SnpRules,
+    at: datetime,
+    steps: Steps,
+    roots: Sequence[x509.Certificate] = (),
+    crl: bytes | None = None,
 ) -> Submod:
     """Record the steps and return the claims. Raises ``VerificationError`` where later steps would have no basis.
 
     ``chain`` is the VCEK or VLEK, PEM or DER, with or without its issuers. ``nonce`` is 32 or 64 bytes, or None to compare nothing.
-    ``roots`` replaces AMD's packaged certificates (ASK, ARK, ASVK).
+    ``roots`` replaces AMD's packaged certificates (ASK, ARK, ASVK). ``crl`` is the ARK's revocation list.
     """
     try:
         certificates = load_chain(chain)
@@ -67,7 +79,8 @@ def verify_snp(
     except AttestationError as error:
         steps.fail("snp-format", error)
     steps.check("snp-format", ok=True, seen=f"report v{parsed.version}, {about.product}", wanted="report v2 to v5")
-    _check_chain(certificates, about, roots, at, steps)
+    issuers = _check_chain(certificates, about, roots, at, steps)
+    _check_revocation([certificates[0], *issuers], crl, max_age=rules.crl_max_age, at=at, steps=steps)
     _check_signature(parsed, certificates[0], steps)
     _check_key(parsed, about, steps)
     _check_rules(parsed, rules, steps)
@@ -90,7 +103,8 @@ def verify_snp(
 
 def _check_chain(
     certificates: Sequence[x509.Certificate], about: ChipCertificate, roots: Sequence[x509.Certificate], at: datetime, steps: Steps
-) -> None:
+) -> list[x509.Certificate]:
+    """Return the certificates above the chip's, its issuer among them."""
     pinned = list(roots) or list(packaged_roots(f"amd_{about.product}.pem"))
     tops = [certificate for certificate in pinned if certificate.issuer == certificate.subject]
     try:
@@ -104,6 +118,25 @@ def _check_chain(
         steps.fail("snp-chain", error)
     else:
         steps.check("snp-chain", ok=True, seen=root, wanted="AMD's pinned root")
+    return pinned
+
+
+def _check_revocation(
+    certificates: Sequence[x509.Certificate], crl: bytes | None, *, max_age: timedelta | None, at: datetime, steps: Steps
+) -> None:
+    fix = "have the node send AMD's current list (kdsintf.amd.com, …/crl)"
+    if crl is None:
+        wanted = "not compared: no list was given" if max_age is None else "AMD's revocation list"
+        steps.check("snp-revocation", ok=max_age is None, seen="none", wanted=wanted, fix=fix)
+        return
+    try:
+        listed = load_crl(crl)
+        issuer = next((item for item in certificates if item.subject == listed.issuer), certificates[-1])
+        seen = check_revocation(listed, issuer, certificates, at=at, max_age=max_age)
+    except AttestationError as error:
+        steps.note("snp-revocation", error)
+    else:
+        steps.check("snp-revocation", ok=True, seen=seen, wanted="AMD's current list names none of them")
 
 
 def _check_signature(report: SnpReport, certificate: x509.Certificate, steps: Steps) -> None:

@@ -16,6 +16,7 @@ from attestation.steps import Steps
 from attestation.trust import SnpTrust, TpmTrust, Trust
 from attestation.verify.snp import SnpRules, verify_snp
 from attestation.verify.snp_report import Tcb
+from attestation.verify.tdx import TdxRules, verify_tdx
 from attestation.verify.tpm import TpmEvidence, verify_tpm
 from attestation.verify.tpm_rules import TpmRules
 
@@ -29,7 +30,11 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
     submods |= {names[gpu.uuid]: Submod({}, {"uuid": gpu.uuid, "name": gpu.name}) for gpu in evidence.gpus}
     found = evidence.tee or ()
     places = [(tee.kind, tee.target) for tee in found]
-    fitting = all(tee.target in names and _fits(tee.kind, names[tee.target]) for tee in found) and len(set(places)) == len(places)
+    # Two kinds of CPU evidence would be two CPUs: their claims must not be added up.
+    cpus = sum(tee.target == "cpu0" for tee in found)
+    fitting = (
+        cpus <= 1 and all(tee.target in names and _fits(tee.kind, names[tee.target]) for tee in found) and len(set(places)) == len(places)
+    )
     steps.check(
         "tee-targets",
         ok=fitting,
@@ -54,7 +59,7 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
 
 
 def _fits(kind: str, name: str) -> bool:
-    return {"tpm": name == "node", "sev-snp": name == "cpu0", "nvidia-gpu": name.startswith("gpu")}[kind]
+    return {"tpm": name == "node", "sev-snp": name == "cpu0", "tdx": name == "cpu0", "nvidia-gpu": name.startswith("gpu")}[kind]
 
 
 def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, steps: Steps) -> Submod:
@@ -66,7 +71,13 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
             wanted = tpm_rules(spec.tpm, evidence.runner_digest)
             return verify_tpm(tpm_evidence(tee), nonce=binding, keys=keys, rules=wanted, steps=steps)
         if tee.kind == "sev-snp" and spec.snp is not None:
-            return verify_snp(part(tee, "report"), part(tee, "chain"), nonce=binding, rules=snp_rules(spec.snp), at=at, steps=steps)
+            crl = part(tee, "crl") if "crl" in tee.parts else None
+            return verify_snp(
+                part(tee, "report"), part(tee, "chain"), nonce=binding, rules=snp_rules(spec.snp), at=at, steps=steps, crl=crl
+            )
+        if tee.kind == "tdx" and spec.tdx is not None:
+            accepted = TdxRules([bytes.fromhex(text) for text in spec.tdx.measurements], spec.tdx.statuses)
+            return verify_tdx(part(tee, "quote"), part(tee, "collateral"), nonce=binding, rules=accepted, at=at, steps=steps)
         if tee.kind == "nvidia-gpu" and spec.gpu is not None:
             # XML libraries load here only: most evidence has no GPU report.
             from attestation.verify.nvidia import GpuRules, verify_gpu
@@ -76,7 +87,7 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
             return verify_gpu(part(tee, "report"), part(tee, "chain"), rims, nonce=binding, rules=rules, at=at, steps=steps)
     except FormatError as error:
         steps.fail(f"{tee.kind}-parts", error)
-    section = {"tpm": "tpm", "sev-snp": "snp", "nvidia-gpu": "gpu"}[tee.kind]
+    section = {"tpm": "tpm", "sev-snp": "snp", "tdx": "tdx", "nvidia-gpu": "gpu"}[tee.kind]
     steps.check(
         f"{tee.kind}-trust", ok=True, seen="not appraised, nothing is claimed of it", wanted=f"no section {section!r} in the trust file"
     )
@@ -122,4 +133,5 @@ def snp_rules(section: SnpTrust) -> SnpRules:
         floor=Tcb(bootloader=tcb.bootloader, tee=tcb.tee, snp=tcb.snp, microcode=tcb.microcode, fmc=tcb.fmc),
         smt=section.smt,
         migration=section.migration,
+        crl_max_age=section.crl_max_age,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ class Kind(StrEnum):
     SOFTWARE = "software"
     TPM = "tpm"
     SEV_SNP = "sev-snp"
+    TDX = "tdx"
     NVIDIA_GPU = "nvidia-gpu"
 
 
@@ -48,6 +49,11 @@ def verify(
     rim: Annotated[
         list[Path] | None, typer.Option("--rim", metavar="F", help="A GPU's reference measurements; may be repeated.", **_FILE)
     ] = None,
+    collateral: Annotated[
+        Path | None, typer.Option("--collateral", metavar="F", help="Intel's signed tables and revocation lists (JSON), for tdx.", **_FILE)
+    ] = None,
+    crl: Annotated[Path | None, typer.Option("--crl", metavar="F", help="AMD's revocation list, for sev-snp.", **_FILE)] = None,
+    crl_max_age: Annotated[int | None, typer.Option("--crl-max-age", metavar="DAYS", min=1, help="How old that list may be.")] = None,
     at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="When certificates must be valid; the default is now.")] = None,
 ) -> None:
     """Verify one piece of evidence. What is not given is not compared, and nothing is claimed that rests on it."""
@@ -63,6 +69,9 @@ def verify(
             chain=_read(chain) if chain is not None else None,
             roots=[_read(roots)] if roots is not None else [],
             rims=[_read(path) for path in rim or []],
+            collateral=_read(collateral) if collateral is not None else None,
+            crl=_read(crl) if crl is not None else None,
+            crl_max_age=timedelta(days=crl_max_age) if crl_max_age is not None else None,
         )
     except VerificationError as error:
         console().fail({"ok": False, "level": None, "ear": None, "steps": [_step(step) for step in error.steps]}, error)

@@ -13,7 +13,7 @@ from attestation.appraisal import Level
 from attestation.collect import EvidenceSource
 from attestation.collect.nvidia import GpuSource
 from attestation.collect.runner import runner_digest
-from attestation.collect.snp import SnpSource
+from attestation.collect.snp import SnpSource, TdxSource
 from attestation.collect.tpm import Tools, TpmSource, measure_runner
 
 PathText = Annotated[str, Field(min_length=1, max_length=500)]
@@ -39,9 +39,19 @@ class TpmDevice(_Section):
 
 
 class SnpDevice(_Section):
-    """The SEV-SNP guest that the node runs in. ``chain``: its VCEK or VLEK, where the host does not hand it over."""
+    """The SEV-SNP guest that the node runs in. ``chain``: its VCEK or VLEK, where the host does not hand it over.
+
+    ``crl``: AMD's revocation list.
+    """
 
     chain: PathText | None = None
+    crl: PathText | None = None
+
+
+class TdxDevice(_Section):
+    """The TDX guest that the node runs in. ``collateral``: Intel's signed tables and revocation lists."""
+
+    collateral: PathText
 
 
 class NvidiaDevices(_Section):
@@ -55,6 +65,7 @@ class EvidenceDevices(_Section):
 
     tpm: TpmDevice | None = None
     sev_snp: SnpDevice | None = None
+    tdx: TdxDevice | None = None
     nvidia: NvidiaDevices | None = None
 
 
@@ -64,7 +75,10 @@ def evidence_sources(devices: EvidenceDevices, gpus: Sequence[str]) -> tuple[Evi
     if devices.tpm is not None:
         found.append(_tpm(devices.tpm))
     if devices.sev_snp is not None:
-        found.append(SnpSource(chain=Path(devices.sev_snp.chain) if devices.sev_snp.chain is not None else None))
+        chain, crl = (Path(path) if path is not None else None for path in (devices.sev_snp.chain, devices.sev_snp.crl))
+        found.append(SnpSource(chain, crl))
+    if devices.tdx is not None:
+        found.append(TdxSource(Path(devices.tdx.collateral)))
     if devices.nvidia is not None:
         found += [GpuSource(uuid, tuple(Path(path) for path in devices.nvidia.rims)) for uuid in gpus]
     return tuple(found)
@@ -75,7 +89,7 @@ def reachable_level(devices: EvidenceDevices) -> Level:
 
     A node asks the policy with it only to refuse early what it can never fulfil; whether the level is reached others decide.
     """
-    if devices.sev_snp is not None:
+    if devices.sev_snp is not None or devices.tdx is not None:
         return Level.CONFIDENTIAL_GPU if devices.nvidia is not None else Level.CONFIDENTIAL
     return Level.MEASURED if devices.tpm is not None else Level.SOFTWARE
 

@@ -348,6 +348,7 @@ ROOTS = {
     "amd_milan.pem": ("67d303bd3905fd38", "69d063b45344d26a", "c5e081f59b7efab1"),
     "amd_genoa.pem": ("5464738c1546aed5", "4c6598d19c18719c", "197e610743a917d6"),
     "amd_turin.pem": ("5b77ef5fe7a7a004", "1f084161a44bb6d9", "104e10a8bd060a3c"),
+    "intel_sgx.pem": ("44a0196b2b99f889",),
     "nvidia_device.pem": ("102bf659d5419614",),
     "nvidia_rim.pem": ("12977b5115acb038",),
 }

@@ -248,3 +248,41 @@ def test_inside_evidence_it_carries_the_binding_and_makes_the_level(maker, monke
     with pytest.raises(VerificationError) as caught:
         submods(bytes(64))
     assert caught.value.details["rule"] == "snp-nonce"
+
+
+# ---- revocation
+
+
+def revoked(maker, *serials, by=None, issuer=None, days=0):
+    at = AT - timedelta(days=days)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer or "ARK")])
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name).last_update(at).next_update(at + timedelta(days=30))
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
+        builder = builder.add_revoked_certificate(entry)
+    pad = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
+    return builder.sign(by or maker.root_key, hashes.SHA384(), rsa_padding=pad).public_bytes(Encoding.DER)
+
+
+def test_a_current_list_that_names_nobody_passes(maker):
+    rules = SnpRules(crl_max_age=timedelta(days=10))
+    assert check(maker.report(), maker.certificate(), roots=maker.roots, rules=rules, crl=revoked(maker, 7))
+
+
+def test_a_missing_old_forged_or_hitting_list_fails(maker):
+    report, chain, rules = maker.report(), maker.certificate(), SnpRules(crl_max_age=timedelta(days=10))
+    for crl in (
+        None,
+        b"no list",
+        revoked(maker, 1),  # the issuer of the chip's certificate
+        revoked(maker, days=11),  # older than allowed
+        revoked(maker, days=31),  # over by its own word
+        revoked(maker, days=-1),  # not yet
+        revoked(maker, by=maker.middle_key),
+        revoked(maker, issuer="somebody"),
+    ):
+        assert failed(report, chain, roots=maker.roots, rules=rules, crl=crl) == ["snp-revocation"]
+    # without an age limit a list is not demanded, but one that is given counts
+    assert check(report, chain, roots=maker.roots)
+    assert failed(report, chain, roots=maker.roots, crl=revoked(maker, 1)) == ["snp-revocation"]
+    assert check(report, chain, roots=maker.roots, crl=revoked(maker, days=11))

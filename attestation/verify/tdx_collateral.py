@@ -1,0 +1,225 @@
+"""What Intel says of its platforms, from a file: TCB info, the quoting enclave's identity, revocation lists; each signed, with its end.
+
+The file is JSON with the members of Intel's ``sgx_ql_qve_collateral_t``: ``tcb_info``, ``qe_identity`` (the exact JSON texts that were
+signed), their ``…_signature`` (hex of r and s) and ``…_issuer_chain`` (PEM), ``root_ca_crl`` and ``pck_crl`` (hex of DER). Source: Intel
+SGX and TDX Provisioning Certification Service API, version 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from attestation.canonical import parse_json
+from attestation.document import time_text
+from attestation.errors import FormatError, SignatureError, VerificationError
+from attestation.verify.certificates import load_chain, verify_chain
+from attestation.verify.revocation import check_revocation, load_crl
+
+MAX_COLLATERAL_BYTES = 4 * 1024 * 1024
+Hex = Annotated[str, Field(pattern=r"^(?:[0-9A-Fa-f]{2})*$", max_length=4 * 1024 * 1024)]
+Svn = Annotated[int, Field(ge=0, le=0xFFFF)]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Model(BaseModel):
+    # Intel adds members over time; what is judged here is named here.
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+
+
+class _Component(_Model):
+    svn: Annotated[int, Field(ge=0, le=255)]
+
+
+class _Tcb(_Model):
+    sgxtcbcomponents: Annotated[tuple[_Component, ...], Field(min_length=16, max_length=16)]
+    tdxtcbcomponents: Annotated[tuple[_Component, ...], Field(min_length=16, max_length=16)]
+    pcesvn: Svn
+
+
+class TcbLevel(_Model):
+    """One row of the platform's table, the highest first."""
+
+    tcb: _Tcb
+    tcb_status: str
+
+
+class _Isv(_Model):
+    isvsvn: Svn
+
+
+class IsvLevel(_Model):
+    """One row of the table of an enclave or TDX module."""
+
+    tcb: _Isv
+    tcb_status: str
+
+
+class ModuleIdentity(_Model):
+    """A TDX module, by its major version (``TDX_01``)."""
+
+    id: str
+    mrsigner: Hex
+    attributes: Hex
+    attributes_mask: Hex
+    tcb_levels: tuple[IsvLevel, ...]
+
+
+class _Module(_Model):
+    mrsigner: Hex
+    attributes: Hex
+    attributes_mask: Hex
+
+
+class _Dated(_Model):
+    issue_date: AwareDatetime
+    next_update: AwareDatetime
+
+
+class TcbInfo(_Dated):
+    """What is known of one family of platforms."""
+
+    id: Literal["TDX"]
+    version: Literal[3]
+    fmspc: Hex
+    pce_id: Hex
+    tdx_module: _Module
+    tdx_module_identities: tuple[ModuleIdentity, ...] = ()
+    tcb_levels: tuple[TcbLevel, ...]
+
+
+class QeIdentity(_Dated):
+    """Intel's TD quoting enclave."""
+
+    id: Literal["TD_QE"]
+    version: Literal[2]
+    miscselect: Hex
+    miscselect_mask: Hex
+    attributes: Hex
+    attributes_mask: Hex
+    mrsigner: Hex
+    isvprodid: Svn
+    tcb_levels: tuple[IsvLevel, ...]
+
+
+class _File(_Model):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tcb_info: str
+    tcb_info_signature: Hex
+    tcb_info_issuer_chain: str
+    qe_identity: str
+    qe_identity_signature: Hex
+    qe_identity_issuer_chain: str
+    root_ca_crl: Hex
+    pck_crl: Hex
+
+
+@dataclass(frozen=True)
+class Collateral:
+    """Verified collateral. ``until`` is the first of its signed ends: until then it may be kept and used again."""
+
+    tcb: TcbInfo
+    enclave: QeIdentity
+    until: datetime
+    revocation: str
+
+
+def open_collateral(raw: bytes, pck: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime) -> Collateral:
+    """Return the collateral once all of it is signed under ``roots`` and valid at ``at``, and nothing in ``pck`` (leaf first) is revoked.
+
+    Raises ``FormatError``, ``LimitError`` or ``VerificationError``.
+    """
+    file = _parse(_File, parse_json(raw, max_bytes=MAX_COLLATERAL_BYTES))
+    root_crl, pck_crl = load_crl(bytes.fromhex(file.root_ca_crl)), load_crl(bytes.fromhex(file.pck_crl))
+    signers = []
+    for text, signature, chain in (
+        (file.tcb_info, file.tcb_info_signature, file.tcb_info_issuer_chain),
+        (file.qe_identity, file.qe_identity_signature, file.qe_identity_issuer_chain),
+    ):
+        certificates = load_chain(chain.encode())
+        verify_chain(certificates, roots, at)
+        if not signed_by(certificates[0], bytes.fromhex(signature), text.encode()):
+            raise SignatureError("the collateral is not signed by Intel", seen="another key, or another text", wanted="Intel's signature")
+        signers += certificates
+    tcb, enclave = _parse(TcbInfo, parse_json(file.tcb_info.encode())), _parse(QeIdentity, parse_json(file.qe_identity.encode()))
+    for what, dated in (("TCB info", tcb), ("QE identity", enclave)):
+        if not dated.issue_date <= at <= dated.next_update:
+            raise VerificationError(
+                f"Intel's {what} is not current",
+                seen=time_text(at),
+                wanted=f"{time_text(dated.issue_date)} to {time_text(dated.next_update)}",
+                fix="fetch the platform's current collateral",
+            )
+    root = next((item for item in roots if item.subject == root_crl.issuer), None)
+    if root is None or len(pck) < 2:
+        raise VerificationError(
+            "the revocation list is another root's", seen=root_crl.issuer.rfc4514_string()[:200], wanted="the pinned root's"
+        )
+    seen = [check_revocation(root_crl, root, [*pck, *signers], at=at), check_revocation(pck_crl, pck[1], pck, at=at)]
+    ends = [tcb.next_update, enclave.next_update, *(crl.next_update_utc for crl in (root_crl, pck_crl) if crl.next_update_utc is not None)]
+    return Collateral(tcb, enclave, min(ends), "; ".join(seen))
+
+
+def signed_by(certified: x509.Certificate | ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:
+    """Say whether an elliptic-curve key made ``signature`` (r and s, 32 bytes each) over ``data`` with SHA-256."""
+    key = certified.public_key() if isinstance(certified, x509.Certificate) else certified
+    if not isinstance(key, ec.EllipticCurvePublicKey) or len(signature) != 64:
+        return False
+    r, s = (int.from_bytes(half, "big") for half in (signature[:32], signature[32:]))
+    try:
+        key.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _parse(model: type[M], tree: Any) -> M:  # noqa: ANN401  (parsed JSON)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"not TDX collateral: {place}", seen=first["type"], wanted=first["msg"][:200]) from error
+
+
+def level_status(levels: Sequence[IsvLevel], svn: int) -> str:
+    """Return the status of a security version: that of the highest row it reaches."""
+    return next((level.tcb_status for level in levels if svn >= level.tcb.isvsvn), "below all levels")
+
+
+def platform_status(info: TcbInfo, components: Sequence[int], pcesvn: int, tee: Sequence[int]) -> str:
+    """Return the status of a platform: PCK's SGX components and PCE version, and the quote's TDX components."""
+    # From module 1.5 on the first two TDX components name the module, which has a table of its own.
+    skipped = 2 if tee[1] else 0
+    for level in info.tcb_levels:
+        sgx, tdx = level.tcb.sgxtcbcomponents, level.tcb.tdxtcbcomponents
+        if (
+            all(have >= want.svn for have, want in zip(components, sgx, strict=True))
+            and pcesvn >= level.tcb.pcesvn
+            and all(have >= want.svn for have, want in zip(tee[skipped:], tdx[skipped:], strict=True))
+        ):
+            return level.tcb_status
+    return "below all levels"
+
+
+def module_of(info: TcbInfo, tee: Sequence[int]) -> tuple[Mapping[str, str], str]:
+    """Return the identity of the TDX module that the quote names, and the status of its version."""
+    if not tee[1]:
+        return info.tdx_module.model_dump(), "UpToDate"
+    for identity in info.tdx_module_identities:
+        if identity.id.upper() == f"TDX_{tee[1]:02X}":
+            return identity.model_dump(include={"mrsigner", "attributes", "attributes_mask"}), level_status(identity.tcb_levels, tee[0])
+    return {"mrsigner": "", "attributes": "", "attributes_mask": ""}, f"unknown module TDX_{tee[1]:02X}"
