@@ -19,7 +19,7 @@ from tests.attacks.results import write_results
 from tests.rig import Person
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
-STEADY_SECONDS = 30
+STEADY_SECONDS = 25
 MOST_GAP_SECONDS = 5.0
 EXPECTED = {
     "fork_bomb": {"succeeded", "time-limit", "failed", "memory-limit"},
@@ -34,7 +34,7 @@ EXPECTED = {
 TRIED = {
     "fork_bomb": "fork without end", "memory_hog": "take memory without end", "disk_filler": "fill the disk",
     "inode_filler": "fill the disk with names", "log_flood": "write 10 GiB to standard output",
-    "output_bomb": "leave a file of 1 TiB of holes in /out", "many_files": "leave 100,000 empty files in /out",
+    "output_bomb": "leave a file of 1 TiB of holes in /out", "many_files": "leave 50,000 empty files in /out",
     "tricks": "leave links to the host's files, a pipe, a device, endless folders and names for terminals in /out",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def ended(house: House, mallory: Person, victim: Person) -> dict[str, dict[str, 
             name.replace("_", "-"),
             program,
             name,
-            duration="12s",
+            duration="7s",
             memory="512Mi" if name in {"many_files", "inode_filler"} else "64Mi",
         )
         for name in EXPECTED
