@@ -102,7 +102,8 @@ def explain_trust(trust: Trust) -> Iterator[tuple[str, str]]:
     yield "witnesses", witnesses
     for name, section, what in (
         ("tpm", spec.tpm, "TPM keys and measurements"),
-        ("snp", spec.snp, "CPU measurements"),
+        ("snp", spec.snp, "measurements of SEV-SNP guests"),
+        ("tdx", spec.tdx, "measurements of TDX guests"),
         ("gpu", spec.gpu, "GPU versions"),
     ):
         yield name, f"{what} are listed" if section is not None else f"no {what} are listed: evidence of that kind raises no level"

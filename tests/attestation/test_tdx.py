@@ -202,7 +202,7 @@ class Maker:
                 "tcbLevels": [{"tcb": level, "tcbStatus": status}, {"tcb": low, "tcbStatus": "OutOfDate"}]}  # fmt: skip
         enclave = {"id": "TD_QE", "version": 2, "miscselect": "00" * 4, "miscselectMask": "ff" * 4, "attributes": "00" * 16,
                    "attributesMask": "ff" * 16, "mrsigner": "51" * 32, "isvprodid": 2, **dates,
-                   "tcbLevels": [{"tcb": {"isvsvn": number}, "tcbStatus": said} for number, said in ((4, "UpToDate"), (1, "OutOfDate"))]}  # fmt: skip
+                   "tcbLevels": [{"tcb": {"isvsvn": 4 - age}, "tcbStatus": said} for age, said in enumerate(("UpToDate", "OutOfDate"))]}  # fmt: skip
         chain = b"".join(item.public_bytes(Encoding.PEM) for item in (self.tcb, self.root)).decode()
         tree = {"root_ca_crl": self.crl("root", *root_revoked), "pck_crl": self.crl("ca", *revoked)}
         for name, value in (("tcb_info", info), ("qe_identity", enclave)):

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from attestation.collect.nvidia import GpuSource
-from attestation.collect.snp import SnpSource
+from attestation.collect.snp import SnpSource, TdxSource
 from attestation.collect.tpm import TpmSource
 from attestation.errors import AttestationError
 from sandbox.errors import UsageError
@@ -53,6 +53,7 @@ def test_the_runner_pcr_is_quoted_with_the_others_or_not_at_all(tmp_path):
         ({"sevSnp": {}}, 2),
         ({"sevSnp": {}, "nvidia": {}}, 3),
         ({"nvidia": {}}, 0),
+        ({"tdx": {"collateral": "/c.json"}}, 2),
     ],
 )
 def test_a_node_refuses_early_only_what_it_can_never_reach(tmp_path, evidence, level):
@@ -63,6 +64,12 @@ def test_a_tpm_that_does_not_answer_stops_the_start(tmp_path):
     tpm = {"handle": "0x81010002", "pcrs": [0], "tcti": "swtpm:host=127.0.0.1,port=1"}
     with pytest.raises(AttestationError):
         measure_start(settings(tmp_path, {"evidence": {"tpm": tpm}}).evidence)
+
+
+def test_confidential_guests_name_their_files(tmp_path):
+    told = {"evidence": {"sevSnp": {"crl": "/amd.crl"}, "tdx": {"collateral": "/c.json"}}}
+    found = evidence_sources(settings(tmp_path, told).evidence, [])
+    assert found == (SnpSource(None, Path("/amd.crl")), TdxSource(Path("/c.json")))
 
 
 def test_no_devices_is_the_default(tmp_path):
@@ -78,6 +85,7 @@ def test_no_devices_is_the_default(tmp_path):
         {"tpm": {"handle": "0x81010002", "pcrs": [24]}},
         {"tpm": {"handle": "0x81010002", "pcrs": [0], "runner": 7}},
         {"nvidia": {"rims": [""]}},
+        {"tdx": {}},
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, evidence):
