@@ -200,9 +200,9 @@ class Maker:
         info = {"id": "TDX", "version": 3, "fmspc": fmspc, "pceId": "0000", "tdxModule": plain, **dates,
                 "tdxModuleIdentities": [{"id": "TDX_01", **plain, "tcbLevels": [{"tcb": {"isvsvn": 3}, "tcbStatus": module}]}],
                 "tcbLevels": [{"tcb": level, "tcbStatus": status}, {"tcb": low, "tcbStatus": "OutOfDate"}]}  # fmt: skip
+        rows = [{"tcb": {"isvsvn": 4}, "tcbStatus": "UpToDate"}, {"tcb": {"isvsvn": 1}, "tcbStatus": "OutOfDate"}]
         enclave = {"id": "TD_QE", "version": 2, "miscselect": "00" * 4, "miscselectMask": "ff" * 4, "attributes": "00" * 16,
-                   "attributesMask": "ff" * 16, "mrsigner": "51" * 32, "isvprodid": 2, **dates,
-                   "tcbLevels": [{"tcb": {"isvsvn": 4 - age}, "tcbStatus": said} for age, said in enumerate(("UpToDate", "OutOfDate"))]}  # fmt: skip
+                   "attributesMask": "ff" * 16, "mrsigner": "51" * 32, "isvprodid": 2, **dates, "tcbLevels": rows}  # fmt: skip
         chain = b"".join(item.public_bytes(Encoding.PEM) for item in (self.tcb, self.root)).decode()
         tree = {"root_ca_crl": self.crl("root", *root_revoked), "pck_crl": self.crl("ca", *revoked)}
         for name, value in (("tcb_info", info), ("qe_identity", enclave)):
