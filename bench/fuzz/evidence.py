@@ -25,7 +25,9 @@ from attestation.signing import b64decode, b64encode
 from attestation.verify.single import Kind, verify_single
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors"
+PUBLIC = Path(__file__).resolve().parents[2] / "tests" / "attestation" / "samples"
 AT = datetime(2024, 6, 1, tzinfo=UTC)
+TDX_AT = datetime(2025, 6, 25, tzinfo=UTC)
 SLOW_SECONDS = 1.0
 BLOCKS = (b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00")
 
@@ -40,7 +42,7 @@ class Case:
 
     def run(self) -> object:
         """Return what must not change: the submods of the result."""
-        return verify_single(self.kind, self.raw, at=AT, **self.others).ear["submods"]
+        return verify_single(self.kind, self.raw, at=TDX_AT if self.kind == "tdx" else AT, **self.others).ear["submods"]
 
 
 def alter(dice: random.Random, raw: bytes) -> bytes:
@@ -68,17 +70,20 @@ class Samples:
         self._snp = ((folder / "snp" / "test-report.bin").read_bytes(), (folder / "snp" / "test-vcek.der").read_bytes())
         gpu = folder / "nvidia"
         self._gpu = (bytes.fromhex((gpu / "hopperAttestationReport.txt").read_text()), (gpu / "hopperCertChain.txt").read_bytes())
+        self._tdx = ((PUBLIC / "tdx_quote").read_bytes(), (PUBLIC / "tdx_quote_collateral.json").read_bytes())
         self._rim = (gpu / "vbios_1010_0200_882_96005E0001.swidtag").read_bytes()
 
     def makers(self) -> list[Callable[[random.Random], Case]]:
         """Return one maker of cases for each part."""
-        (report, chip), (gpu, chain) = self._snp, self._gpu
+        (report, chip), (gpu, chain), (quote, tables) = self._snp, self._gpu, self._tdx
         return [
             lambda dice: self._altered_tpm(dice, "message"),
             lambda dice: self._altered_tpm(dice, "signature"),
             lambda dice: Case("tpm", alter(dice, json.dumps(self._tpm).encode())),
             lambda dice: Case("sev-snp", alter(dice, report), {"chain": chip}),
             lambda dice: Case("sev-snp", report, {"chain": alter(dice, chip)}),
+            lambda dice: Case("tdx", alter(dice, quote), {"collateral": tables}),
+            lambda dice: Case("tdx", quote, {"collateral": alter(dice, tables)}),
             lambda dice: Case("nvidia-gpu", alter(dice, gpu), {"chain": chain}),
             lambda dice: Case("nvidia-gpu", gpu, {"chain": alter(dice, chain)}),
             lambda dice: Case("nvidia-gpu", gpu, {"chain": chain, "rims": [alter(dice, self._rim)]}),
@@ -95,6 +100,7 @@ class Samples:
         return [
             Case("tpm", json.dumps(self._tpm).encode()).run(),
             Case("sev-snp", self._snp[0], {"chain": self._snp[1]}).run(),
+            Case("tdx", self._tdx[0], {"collateral": self._tdx[1]}).run(),
             whole.run(),
         ]
 

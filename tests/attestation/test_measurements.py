@@ -154,6 +154,8 @@ def test_an_altered_ima_entry_is_found():
         assert changed == parse_ima(IMA_BINARY)  # the flip hit nothing that counts
     with pytest.raises(FormatError):
         parse_ima(IMA_ASCII.replace(b"/usr/bin/python3", b"/usr/bin/python4"))
+    with pytest.raises(FormatError):
+        parse_ima(IMA_ASCII.replace(b" sha256:", b" sha256:0"))  # an odd number of hex digits
 
 
 def test_accepted_measurements_and_only_those_pass():
