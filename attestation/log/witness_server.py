@@ -23,11 +23,13 @@ def witness_server(witness: Witness, address: tuple[str, int], log: Callable[[st
         def do_POST(self) -> None:
             """Answer ``add-checkpoint``."""
             size = self.headers.get("Content-Length", "")
-            if self.path.rpartition("/")[2] != "add-checkpoint":
+            wanted = self.path.rpartition("/")[2] == "add-checkpoint"
+            fits = size.isascii() and size.isdigit() and int(size[:9]) <= MAX_BODY_BYTES
+            # Where the body is not read the connection cannot be used again.
+            self.close_connection = self.close_connection or not (wanted and fits)
+            if not wanted:
                 self._answer(Answer(404, "unknown address\n"))
-            elif not (size.isascii() and size.isdigit() and int(size[:9]) <= MAX_BODY_BYTES):
-                # The body is not read, so the connection cannot be used again.
-                self.close_connection = True
+            elif not fits:
                 self._answer(Answer(413 if size.isdigit() else 411, f"at most {MAX_BODY_BYTES} bytes, with their length\n"))
             else:
                 self._answer(witness.add_checkpoint(self.rfile.read(int(size)), int(time.time())))
@@ -43,6 +45,8 @@ def witness_server(witness: Witness, address: tuple[str, int], log: Callable[[st
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.media_type or TEXT_TYPE)
             self.send_header("Content-Length", str(len(raw)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(raw)
 
