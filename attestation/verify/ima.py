@@ -22,7 +22,9 @@ TEMPLATES = frozenset({"ima-ng", "ima-sig", "ima-buf"})
 _MAX_DATA_BYTES = 64 * 1024
 _VIOLATION = b"\xff" * 32
 """What is extended where a file was changed while it was measured; its entry's digest is zero."""
-_LINE = re.compile(rb"(\d{1,2}) ([0-9a-f]{40}|[0-9a-f]{64}) (ima-ng|ima-sig|ima-buf) ([a-z0-9_-]{1,32}):((?:[0-9a-f]{2}){16,64}) (.{1,8192})")
+_LINE = re.compile(
+    rb"(\d{1,2}) ([0-9a-f]{40}|[0-9a-f]{64}) (ima-ng|ima-sig|ima-buf) ([a-z0-9_-]{1,32}):((?:[0-9a-f]{2}){16,64}) (.{1,8192})"
+)
 
 
 @dataclass(frozen=True)
