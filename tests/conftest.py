@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VECTORS = ROOT.parent / "shared" / "vectors"
 
 
+@pytest.hookimpl(tryfirst=True)  # the test processes read the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out, with the reason, what this machine cannot run; what changes the machine goes to one process, one after the other."""
     for item in items:
