@@ -17,12 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VECTORS = ROOT.parent / "shared" / "vectors"
 
 
-@pytest.hookimpl(tryfirst=True)  # the test processes read the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out, with the reason, what this machine cannot run; what changes the machine goes to one process, one after the other."""
-    for item in items:
-        if item.get_closest_marker("docker") or item.get_closest_marker("root"):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+    """Leave out, with the reason, what this machine cannot run."""
     if os.geteuid() != 0:
         _leave_out(items, "root", "needs root: mounts, loop devices and namespaces")
     if any(item.get_closest_marker("docker") for item in items):

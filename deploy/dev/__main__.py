@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from engine import ensure_engine
 from environment import ensure_environment
 from system import Refusal, ensure_test_tools, ensure_tools, prefix_root, run
 
+_MACHINE = "docker or root"
+"""Marks of the tests that change the machine: containers, mounts, namespaces."""
 ROOT = Path(__file__).resolve().parents[2]
 USAGE = """usage: ./dev COMMAND
 
@@ -30,13 +35,29 @@ def demo(words: Sequence[str]) -> int:
 
 
 def test(words: Sequence[str]) -> int:
-    """Run the tests in two processes, with coverage; the exit code is the tests' own, or the coverage's where they pass."""
+    """Run the tests, with coverage; the exit code is the tests' own, or the coverage's where they pass.
+
+    Those that change the machine run one after the other; the rest runs beside them and shows what it printed afterwards. With ``words``
+    one pytest runs them, without coverage: a chosen part says nothing about the whole.
+    """
     ensure_test_tools()  # before the engine starts, which takes up runsc where there is one
     _machine()
-    # A chosen part of the tests says nothing about the coverage of the whole.
-    coverage = ["--cov", "--cov-report=term", *(["--cov-fail-under=0"] if words else [])]
-    command = [str(_bin("python")), "-m", "pytest", "--numprocesses=2", "--dist=loadgroup", *coverage, *words]
-    return run(prefix_root(command), env=_environment())
+    env = _environment()
+    pytest = prefix_root([str(_bin("python")), "-m", "pytest"])
+    if words:
+        return run([*pytest, *words], env=env)
+    coverage = prefix_root([str(_bin("coverage"))])
+    run([*coverage, "erase"], env=env)
+    halves = [[*coverage, "run", "-m", "pytest", "--durations=15", "-m", marks] for marks in (_MACHINE, f"not ({_MACHINE})")]
+    with tempfile.TemporaryFile() as kept:
+        with subprocess.Popen(halves[1], env=env, stdout=kept, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL) as beside:
+            first = run(halves[0], env=env)
+        kept.seek(0)
+        shutil.copyfileobj(kept, sys.stdout.buffer)
+        sys.stdout.flush()
+    run([*coverage, "combine", "-q"], env=env)
+    report = run([*coverage, "report"], env=env)
+    return first or beside.returncode or report
 
 
 def lint(words: Sequence[str]) -> int:
