@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from sandbox.node.engine import Exit
 
 KILLED = 137
-_FULL_BYTES = 64 * 1024
-"""A file system with less than this left has refused a write, or is about to."""
+_FULL_SHARE = 32
+_FULL_BYTES = 2**20
+"""A file system with less than this and less than a 32nd left has refused a write, or is about to: programs write in large pieces."""
 _ENTRY_BYTES = 2048
 """What an entry costs in a sealed result beside its content and its name: headers, and its line in the index."""
 _SPARE_BYTES = 64 * 2**20
@@ -67,7 +68,8 @@ def too_large(output_bytes: int, overhead: int, output_max: int) -> str:
 def is_full(place: Path) -> bool:
     """Say whether a file system has no room, or no inodes, left."""
     state = os.statvfs(place)
-    return state.f_bavail * state.f_frsize < _FULL_BYTES or (state.f_files > 0 and state.f_ffree == 0)
+    left, room = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+    return left < min(_FULL_BYTES, room // _FULL_SHARE) or (state.f_files > 0 and state.f_ffree == 0)
 
 
 def tree_bytes(folder: Path) -> int:

@@ -7,6 +7,7 @@ count as well. What is not searched: free blocks of the host's own disks, and th
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -104,16 +105,32 @@ def _scan_file(path: Path, prefix: bytes) -> set[Sighting]:
             size = handle.seek(0, os.SEEK_END)
             if size == 0:
                 return found
-            if size > MAX_FILE_BYTES:
+            written = list(_extents(handle.fileno(), size))
+            if sum(end - start for start, end in written) > MAX_FILE_BYTES:
                 raise AssertionError(f"{path} is too large to be searched whole")
             with mmap.mmap(handle.fileno(), size, access=mmap.ACCESS_READ) as data:
-                offset = data.find(prefix)
-                while offset >= 0:
-                    found.add(Sighting(_tail(data[offset : offset + len(prefix) + TAIL_BYTES], prefix), str(path)))
-                    offset = data.find(prefix, offset + 1)
+                for start, end in written:
+                    offset = data.find(prefix, start, end)
+                    while offset >= 0:
+                        found.add(Sighting(_tail(data[offset : offset + len(prefix) + TAIL_BYTES], prefix), str(path)))
+                        offset = data.find(prefix, offset + 1, end)
     except (FileNotFoundError, ProcessLookupError, ValueError, PermissionError):
         pass  # gone meanwhile, or shrunk to nothing
     return found
+
+
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file has bytes; holes are passed over. What knows no holes (a block device) is one extent."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # ENXIO: only a hole is left
+                yield 0, size
+            return
+        yield start, end
 
 
 def _tail(text: bytes, prefix: bytes) -> str:

@@ -95,9 +95,7 @@ def first_second_after(text):
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("sealrig serve", signal.SIGINT),
         ("sealrig node run", signal.SIGTERM),
-        ("sealrig job submit", signal.SIGINT),
         ("✓  5", signal.SIGINT),
     ],
 )
