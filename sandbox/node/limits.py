@@ -45,7 +45,8 @@ def judge(
     if end is None:
         return Verdict(Outcome.NODE_FAILURE, None, None, "the job never ended by itself")
     code = end.exit_code
-    if end.oom_killed and code != 0:
+    # Nobody but this node and the kernel's memory limit sends SIGKILL into a container, and engines sometimes miss the kernel's word.
+    if code == KILLED or (end.oom_killed and code != 0):
         return Verdict(Outcome.MEMORY_LIMIT, code, "memory", "the job was killed because it used more memory than it may")
     if scratch_full and code != 0:
         return Verdict(Outcome.DISK_LIMIT, code, "scratch", "the job's scratch space was full")
