@@ -36,6 +36,7 @@ READ_AHEAD_KIB = 512
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20), "MALLOC_ARENA_MAX": "2"}
 """libfuse and we allocate and free a buffer a request: keep them, since mapping fresh pages each time costs more than decrypting."""
 _START_SECONDS = 30.0
+_ATTEMPTS = 2
 _STOP_SECONDS = 10.0
 _FOREVER = 86400
 _BLOCK = 4096
@@ -166,15 +167,20 @@ class Mount:
         ``owner`` is who the files seem to belong to; ``allow_other`` lets other users in (root, or ``user_allow_other`` in /etc/fuse.conf).
         Raises ``InputError`` with the reason when it cannot be mounted, such as a bundle that does not verify.
         """
-        process = subprocess.Popen([sys.executable, "-m", "sandbox.sealing.mount"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   start_new_session=True, env=os.environ | _MALLOC)  # fmt: skip
         order = {
             "bundle": str(bundle.resolve()), "folder": str(folder.resolve()), "key": b64encode(key.raw), "allow_other": allow_other,
             "signers": None if signers is None else [signer.text for signer in signers], "owner": owner or (os.getuid(), os.getgid()),
         }  # fmt: skip
-        mounted = cls(bundle, folder, process)
-        first = mounted._begin(order)
-        if first.get("event") != "ready" or not mounted._wait_until_there():
+        for _ in range(_ATTEMPTS):
+            process = subprocess.Popen([sys.executable, "-m", "sandbox.sealing.mount"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       start_new_session=True, env=os.environ | _MALLOC)  # fmt: skip
+            mounted = cls(bundle, folder, process)
+            first = mounted._begin(order)
+            there = first.get("event") == "ready" and mounted._wait_until_there()
+            if there or first.get("event") != "ready":
+                break
+            mounted.stop()  # the bundle is good, but libfuse gave up, as it may while others mount too: once more
+        if not there:
             mounted.stop()
             raise InputError(f"{bundle} cannot be mounted: {first.get('message', 'libfuse refused')}", rule="mount",
                              seen=str(first.get("code", "no mount")), wanted="a readable bundle, libfuse, and the right to mount",
