@@ -45,9 +45,12 @@ def judge(
     if end is None:
         return Verdict(Outcome.NODE_FAILURE, None, None, "the job never ended by itself")
     code = end.exit_code
-    # Nobody but this node and the kernel's memory limit sends SIGKILL into a container, and engines sometimes miss the kernel's word.
-    if code == KILLED or (end.oom_killed and code != 0):
+    if end.oom_killed and code != 0:
         return Verdict(Outcome.MEMORY_LIMIT, code, "memory", "the job was killed because it used more memory than it may")
+    if code == KILLED:
+        # Engines sometimes miss the kernel's word, so this is inferred, and the detail says so: a program may also end like this by itself.
+        seen = "the job ended with exit code 137 (SIGKILL); the engine did not say why, most likely it used more memory than it may"
+        return Verdict(Outcome.MEMORY_LIMIT, code, "memory", seen)
     if scratch_full and code != 0:
         return Verdict(Outcome.DISK_LIMIT, code, "scratch", "the job's scratch space was full")
     if problem := too_large(output_bytes, overhead, output_max):
