@@ -6,10 +6,12 @@ then get an error, never a hang. ``Mount`` starts it, hands it the key through a
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -36,8 +38,8 @@ READ_AHEAD_KIB = 512
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20), "MALLOC_ARENA_MAX": "2"}
 """libfuse and we allocate and free a buffer a request: keep them, since mapping fresh pages each time costs more than decrypting."""
 _START_SECONDS = 30.0
-_ATTEMPTS = 2
 _STOP_SECONDS = 10.0
+_END_SECONDS = 1.0
 _FOREVER = 86400
 _BLOCK = 4096
 
@@ -171,19 +173,17 @@ class Mount:
             "bundle": str(bundle.resolve()), "folder": str(folder.resolve()), "key": b64encode(key.raw), "allow_other": allow_other,
             "signers": None if signers is None else [signer.text for signer in signers], "owner": owner or (os.getuid(), os.getgid()),
         }  # fmt: skip
-        for _ in range(_ATTEMPTS):
-            process = subprocess.Popen([sys.executable, "-m", "sandbox.sealing.mount"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       start_new_session=True, env=os.environ | _MALLOC)  # fmt: skip
-            mounted = cls(bundle, folder, process)
-            first = mounted._begin(order)
-            there = first.get("event") == "ready" and mounted._wait_until_there()
-            if there or first.get("event") != "ready":
-                break
-            mounted.stop()  # the bundle is good, but libfuse gave up, as it may while others mount too: once more
-        if not there:
+        process = subprocess.Popen([sys.executable, "-m", "sandbox.sealing.mount"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   start_new_session=True, env=os.environ | _MALLOC)  # fmt: skip
+        mounted = cls(bundle, folder, process)
+        said = mounted._begin(order)
+        if said.get("event") == "ready" and not mounted._wait_until_there():
+            said = mounted._next_event() if process.poll() is not None else {}
+        if said.get("event") != "ready":
+            why = said.get("message") or _end_of(process)
             mounted.stop()
-            raise InputError(f"{bundle} cannot be mounted: {first.get('message', 'libfuse refused')}", rule="mount",
-                             seen=str(first.get("code", "no mount")), wanted="a readable bundle, libfuse, and the right to mount",
+            raise InputError(f"{bundle} cannot be mounted: {why}", rule="mount", seen=str(said.get("code", "no mount")),
+                             wanted="a readable bundle, libfuse, and the right to mount",
                              fix="install fuse3, or open the bundle instead")  # fmt: skip
         mounted._listener = threading.Thread(target=mounted._listen, daemon=True, name="mount-events")
         mounted._listener.start()
@@ -213,13 +213,18 @@ class Mount:
             raise InputError(f"{self.folder} is still mounted", rule="mount", seen="a mount", wanted="none", fix=f"umount {self.folder}")
 
     def _begin(self, order: dict[str, Any]) -> dict[str, Any]:
-        if self.process.stdin is None or self.process.stdout is None:
+        if self.process.stdin is None:
             return {}
         # The key goes through a pipe: never in argv, the environment or a file.
-        self.process.stdin.write(json.dumps(order).encode() + b"\n")
-        self.process.stdin.close()
-        line = self.process.stdout.readline()
-        found = json.loads(line) if line else {}
+        with contextlib.suppress(BrokenPipeError):  # it ended before it read: there is no event then, and its end tells why
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.close()
+        return self._next_event()
+
+    def _next_event(self) -> dict[str, Any]:
+        """Wait for what the server says next; nothing once it has ended."""
+        line = self.process.stdout.readline() if self.process.stdout is not None else b""
+        found = json.loads(line) if line.endswith(b"\n") else {}
         return found if isinstance(found, dict) else {}
 
     def _wait_until_there(self) -> bool:
@@ -234,6 +239,15 @@ class Mount:
         if self.process.stdout is not None:
             for line in self.process.stdout:
                 self.problems.append(json.loads(line))
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> str:
+    """Say how a server ended that gave no reason of its own."""
+    try:
+        code = process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"libfuse did not mount it within {_START_SECONDS:.0f} s"
+    return f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
 
 
 def is_mounted(folder: Path) -> bool:

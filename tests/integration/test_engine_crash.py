@@ -20,7 +20,7 @@ from sandbox.sealing.keys import Identity
 from tests.node.crashing_node import run_until_killed
 from tests.node.fake_control import POLICY, FakeControl
 from tests.node.http_control import served
-from tests.node.rig import host_leftovers
+from tests.node.rig import host_leftovers, view_servers
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -123,23 +123,11 @@ def test_killed_with_scratch_in_memory(case, forks, event):
 def test_killed_while_a_view_is_served(case, forks, event, when):
     if not views.available():
         pytest.skip("needs FUSE and the mount extra")
-    before = _view_servers()
     walk = case("tmpfs", view=True)
     walk.live_and_die(forks, event, when)
     walk.live_again()
     assert walk.lease.state is LeaseState.CLOSED
-    assert _view_servers() == before
-
-
-def _view_servers() -> set[str]:
-    found = set()
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"sandbox.sealing.mount" in place.read_bytes():
-                found.add(place.parent.name)
-        except OSError:
-            continue
-    return found
+    assert view_servers(walk.root) == set()
 
 
 def test_killed_twice_and_in_the_wipe(case, forks):

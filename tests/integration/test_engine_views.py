@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import views
+from tests.node.rig import view_servers
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -25,20 +25,7 @@ def _lazy(rig, place, files):
     return digest, {"keys": {digest: key}, "inputs": [{"bundle": digest, "path": "/in/a", "access": "lazy"}]}
 
 
-def _servers() -> set[int]:
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if b"sandbox.sealing.mount" in (entry / "cmdline").read_bytes():
-                    found.add(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
 def test_a_view_is_read_only_and_is_gone_after_the_lease(node_rig, tmp_path):
-    before = _servers()
     _, job = _lazy(node_rig, tmp_path, {"w.txt": "weights\n", "d/x": "deep\n"})
     with node_rig.running():
         lease = node_rig.run("cat /in/a/w.txt /in/a/d/x; touch /in/a/no 2>&1; grep /in/a /proc/self/mountinfo", **job)
@@ -50,7 +37,7 @@ def test_a_view_is_read_only_and_is_gone_after_the_lease(node_rig, tmp_path):
     step = next(step for step in node_rig.wipe(lease).steps if step.step == "views")
     assert step.ok
     assert step.seen == "none of 1 processes left"
-    assert _servers() == before
+    assert view_servers(node_rig.root) == set()
     assert node_rig.leftovers() == []
 
 
@@ -73,14 +60,13 @@ def test_a_key_for_another_bundle_opens_nothing(node_rig, tmp_path):
 
 
 def test_a_server_that_was_killed_gives_errors_and_is_still_wiped(node_rig, tmp_path):
-    before = _servers()
     _, job = _lazy(node_rig, tmp_path, {"w": "weights"})
     keys = job.pop("keys")
     with node_rig.running():
         lease = node_rig.control.submit(node_rig.spec("sleep 3; cat /in/a/w && exit 0; exit 9", **job), keys)
         node_rig.control.wait(lease, LeaseState.RUNNING)
-        for pid in _servers() - before:
-            os.kill(pid, signal.SIGKILL)
+        (server,) = view_servers(node_rig.root)
+        os.kill(server, signal.SIGKILL)
         node_rig.control.wait(lease)
     assert (lease.outcome, lease.exit_code) == (Outcome.FAILED, 9)
     assert lease.state is LeaseState.CLOSED

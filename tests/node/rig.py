@@ -179,6 +179,19 @@ def host_leftovers(root: Path) -> list[str]:
     return found
 
 
+def view_servers(root: Path) -> set[int]:
+    """Return the processes that serve a view of a bundle below a node's data folder: other nodes' views on this machine are not ours."""
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"sandbox.sealing.mount" in (place / "cmdline").read_bytes():
+                held = [str(entry.readlink()) for entry in (place / "fd").iterdir()]
+                found |= {int(place.name)} if any(path.startswith(f"{root.resolve()}/") for path in held) else set()
+        except OSError:
+            continue
+    return found
+
+
 def docker_url() -> str:
     """Return the engine that tests use."""
     return os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,6 +131,22 @@ def test_a_bundle_that_does_not_verify_is_not_mounted(sealed, key, tmp_path, bob
         with pytest.raises(InputError, match="cannot be mounted"):
             Mount.start(sealed / "b", tmp_path / "view", wrong, signers=signers)
         assert not is_mounted(tmp_path / "view")
+
+
+@pytest.mark.parametrize(("ending", "why"), [("kill -KILL $$", "SIGKILL"), ("exit 3", "code 3"), ("read order; kill -SEGV $$", "SIGSEGV")])
+def test_how_a_server_ended_that_gave_no_reason_is_told(sealed, key, monkeypatch, ending, why):
+    program = sealed / "python"
+    program.write_text(f"#!/bin/sh\n{ending}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(InputError, match=why):
+        Mount.start(sealed / "b", sealed / "src", key)
+
+
+def test_what_libfuse_refuses_after_the_bundle_was_found_good_is_told(sealed, key, tmp_path):
+    with pytest.raises(InputError, match="cannot be mounted") as caught:
+        Mount.start(sealed / "b", tmp_path / "missing", key)
+    assert caught.value.details["seen"] == "RuntimeError"
 
 
 def test_owner_and_other_users(sealed, key):
