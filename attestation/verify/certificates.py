@@ -64,7 +64,12 @@ def same(one: x509.Certificate, other: x509.Certificate) -> bool:
 
 
 def verify_chain(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime) -> str:
-    """Return the root's name once ``chain`` (leaf first; the root itself may stand at its end) leads to one of ``roots`` at ``at``.
+    """Return the root's name once ``chain`` leads to one of ``roots`` at ``at``. Raises as ``verified_path`` does."""
+    return name_of(verified_path(chain, roots, at)[-1])
+
+
+def verified_path(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime) -> list[x509.Certificate]:
+    """Return ``chain`` up to its root once it (leaf first; the root itself may stand at its end) leads to one of ``roots`` at ``at``.
 
     Raises ``VerificationError`` naming the certificate that does not fit.
     """
@@ -78,7 +83,7 @@ def verify_chain(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certifi
         if place:
             _check_authority(certificate, below=place - 1)
             _check_issued(path[place - 1], certificate)
-    return _name(path[-1])
+    return path
 
 
 def _issuer(last: x509.Certificate, roots: Sequence[x509.Certificate]) -> x509.Certificate:
@@ -88,7 +93,7 @@ def _issuer(last: x509.Certificate, roots: Sequence[x509.Certificate]) -> x509.C
         except VerificationError:
             continue
         return root
-    raise VerificationError("the chain ends at an unknown root", seen=_name(last), wanted=" or ".join(_name(root) for root in roots))
+    raise VerificationError("the chain ends at an unknown root", seen=name_of(last), wanted=" or ".join(name_of(root) for root in roots))
 
 
 def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
@@ -96,9 +101,9 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> No
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise VerificationError(
-            f"{_name(certificate)} was not issued by {_name(issuer)}",
+            f"{name_of(certificate)} was not issued by {name_of(issuer)}",
             seen=str(error)[:200] or "a wrong signature",
-            wanted=f"a signature by {_name(issuer)}",
+            wanted=f"a signature by {name_of(issuer)}",
         ) from error
 
 
@@ -114,7 +119,7 @@ def _check_authority(certificate: x509.Certificate, *, below: int) -> None:
         may_sign = True
     if not basic.ca or not may_sign or (basic.path_length is not None and below > basic.path_length):
         raise VerificationError(
-            f"{_name(certificate)} may not issue this certificate",
+            f"{name_of(certificate)} may not issue this certificate",
             seen=f"CA {basic.ca}, path length {basic.path_length}",
             wanted=f"a CA with {below} below it",
         )
@@ -124,10 +129,11 @@ def _check_validity(certificate: x509.Certificate, at: datetime) -> None:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= at <= end:
         raise VerificationError(
-            f"{_name(certificate)} is not valid at that time", seen=time_text(at), wanted=f"{time_text(begin)} to {time_text(end)}"
+            f"{name_of(certificate)} is not valid at that time", seen=time_text(at), wanted=f"{time_text(begin)} to {time_text(end)}"
         )
 
 
-def _name(certificate: x509.Certificate) -> str:
+def name_of(certificate: x509.Certificate) -> str:
+    """Return the name by which people know a certificate."""
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(names[0].value)[:100] if names else certificate.subject.rfc4514_string()[:100]

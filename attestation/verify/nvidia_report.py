@@ -25,9 +25,11 @@ _SPDM_1_1 = 0x11
 _GET_MEASUREMENTS, _MEASUREMENTS = 0xE0, 0x60
 _DMTF = 0x01
 
-DRIVER_VERSION, VBIOS_VERSION, NVDEC0, CHIP_SKU, PROJECT, PROJECT_SKU, FWID, FEATURE_FLAG = 3, 6, 11, 15, 17, 18, 20, 36
+DRIVER_VERSION, VBIOS_VERSION, NVDEC0, CHIP_SKU, PROJECT, PROJECT_SKU, FWID, PROTECTED_PCIE, FEATURE_FLAG = 3, 6, 11, 15, 17, 18, 20, 21, 36
 """Opaque field ids."""
-NVDEC0_ON, NVDEC0_OFF = 0xAA, 0x55
+ON, OFF = b"\xaa", b"\x55"
+MULTI_GPU, SINGLE_GPU, PROTECTED_PCIE_MODE = "multi-GPU", "single GPU", "protected PCIe"
+_MODES = {0: MULTI_GPU, 1: SINGLE_GPU, 2: PROTECTED_PCIE_MODE}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,27 @@ class GpuReport:
     @property
     def nvdec0_on(self) -> bool | None:
         """Whether the video decoder is enabled, which decides on one measurement; None where the report does not say."""
-        return {bytes([NVDEC0_ON]): True, bytes([NVDEC0_OFF]): False}.get(self.opaque.get(NVDEC0, b""))
+        return {ON: True, OFF: False}.get(self.opaque.get(NVDEC0, b""))
+
+    @property
+    def mode(self) -> str | None:
+        """The protection that the GPU is set to, in NVIDIA's words; None where the firmware is too old to say.
+
+        Confidential computing is ``single GPU`` or ``multi-GPU``. Protected PCIe is not: what GPUs exchange over NVLink is in the clear.
+        """
+        if self.opaque.get(PROTECTED_PCIE) == ON:
+            return PROTECTED_PCIE_MODE
+        flag = self.opaque.get(FEATURE_FLAG)
+        if flag is None:
+            return None
+        number = int.from_bytes(flag, "little")
+        return _MODES.get(number, f"unknown mode {number}"[:60])
+
+    @property
+    def reference_ids(self) -> tuple[str, str]:
+        """The board's part of the names that NVIDIA publishes its references under: ``PROJECT_SKU_CHIP`` and the VBIOS version."""
+        parts = [self.opaque.get(field, b"").rstrip(b"\0").decode("ascii", errors="replace") for field in (PROJECT, PROJECT_SKU, CHIP_SKU)]
+        return "_".join(parts), self.vbios.replace(".", "")
 
 
 def parse_gpu_report(raw: bytes) -> GpuReport:

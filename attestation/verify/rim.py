@@ -18,7 +18,7 @@ from signxml.exceptions import SignXMLException
 from signxml.verifier import SignatureConfiguration, XMLVerifier
 
 from attestation.errors import FormatError, LimitError, SignatureError
-from attestation.verify.certificates import MAX_CHAIN, load_chain, packaged_roots, verify_chain
+from attestation.verify.certificates import MAX_CHAIN, load_chain, name_of, packaged_roots, verified_path
 
 MAX_RIM_BYTES = 4 * 1024 * 1024
 MAX_ALTERNATIVES = 64
@@ -36,12 +36,16 @@ _CONFIG = SignatureConfiguration(
 
 @dataclass(frozen=True)
 class Rim:
-    """A verified RIM: what it is for, and the accepted values by measurement index (from 0), for the active ones."""
+    """A verified RIM: what it is for, and the accepted values by measurement index (from 0), for the active ones.
+
+    ``chain`` leads from its signer up to a pinned root, which is the last of it.
+    """
 
     product: str
     version: str
     golden: Mapping[int, frozenset[bytes]]
     signer: str
+    chain: tuple[x509.Certificate, ...]
 
 
 def verify_rim(raw: bytes, at: datetime, roots: Sequence[x509.Certificate] = ()) -> Rim:
@@ -51,7 +55,7 @@ def verify_rim(raw: bytes, at: datetime, roots: Sequence[x509.Certificate] = ())
     """
     tree = _parse(raw)
     chain = _certificates(tree)
-    signer = verify_chain(chain, list(roots) or packaged_roots("nvidia_rim.pem"), at)
+    path = verified_path(chain, list(roots) or packaged_roots("nvidia_rim.pem"), at)
     try:
         result = XMLVerifier().verify(tree, x509_cert=chain[0], expect_config=replace(_CONFIG, verification_time=at))
     except (SignXMLException, etree.LxmlError, ValueError, TypeError, KeyError) as error:
@@ -63,7 +67,7 @@ def verify_rim(raw: bytes, at: datetime, roots: Sequence[x509.Certificate] = ())
         raise SignatureError(
             "the RIM's signature covers something else", seen=str(None if signed is None else signed.tag), wanted="the SoftwareIdentity"
         )
-    return _read(signed, signer)
+    return _read(signed, path)
 
 
 def _parse(raw: bytes) -> etree._Element:
@@ -89,7 +93,7 @@ def _certificates(tree: etree._Element) -> list[x509.Certificate]:
         raise FormatError("a certificate of the RIM is not base64", seen=str(error)[:100], wanted="base64") from error
 
 
-def _read(signed: etree._Element, signer: str) -> Rim:
+def _read(signed: etree._Element, chain: Sequence[x509.Certificate]) -> Rim:
     meta, payload = signed.find(f"{_SWID}Meta"), signed.find(f"{_SWID}Payload")
     if meta is None or payload is None:
         raise FormatError("a RIM without Meta or Payload", seen="SoftwareIdentity", wanted="Meta and Payload")
@@ -103,7 +107,7 @@ def _read(signed: etree._Element, signer: str) -> Rim:
                 "a measurement of the RIM is malformed", seen=f"index {index[:20]}, alternatives {count[:20]}", wanted="each index once"
             )
         golden[int(index)] = frozenset(_hash(resource.get(f"{_SHA384}Hash{number}")) for number in range(int(count)))
-    return Rim(meta.get("product", ""), meta.get("colloquialVersion", ""), golden, signer)
+    return Rim(meta.get("product", ""), meta.get("colloquialVersion", ""), golden, name_of(chain[-1]), tuple(chain))
 
 
 def _hash(text: str | None) -> bytes:

@@ -138,7 +138,7 @@ def _pinned(roots: Sequence[bytes], step: str, steps: Steps) -> list[x509.Certif
 def _gpus(
     raw: bytes, *, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], rims: Sequence[bytes], at: datetime, steps: Steps
 ) -> Mapping[str, Submod]:
-    from attestation.verify.nvidia import GpuRules, verify_gpu
+    from attestation.verify.nvidia import GpuRules, check_distinct, verify_gpu
 
     try:
         rules = GpuRules(device_roots=[certificate for root in roots for certificate in load_chain(root)])
@@ -149,8 +149,7 @@ def _gpus(
         f"gpu{number}": verify_gpu(report, certificates, rims, nonce=nonce, rules=rules, at=at, steps=steps)
         for number, (report, certificates) in enumerate(pieces)
     }
-    distinct = len({certificates for _, certificates in pieces})
-    steps.check("gpu-distinct", ok=distinct == len(pieces), seen=f"{distinct} certificates", wanted=f"{len(pieces)}, one a GPU")
+    check_distinct(list(submods.values()), steps)
     return submods
 
 

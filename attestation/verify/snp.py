@@ -22,6 +22,7 @@ from attestation.appraisal import APPROVED_CONFIGURATION, APPROVED_RUNTIME, ENCR
 from attestation.errors import AttestationError, FormatError
 from attestation.steps import Steps
 from attestation.verify.certificates import load_chain, packaged_roots, verify_chain
+from attestation.verify.der import IA5, INTEGER, OCTETS, value
 from attestation.verify.revocation import check_revocation, load_crl
 from attestation.verify.snp_report import MAX_VMPL, VCEK, VLEK, SnpReport, Tcb, parse_report
 
@@ -31,7 +32,6 @@ NO_FLOOR = Tcb(bootloader=0, tee=0, snp=0, microcode=0)
 _OID = "1.3.6.1.4.1.3704.1."
 _PARTS = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
 _PRODUCT_OID, _CHIP_OID = "2", "4"
-_INTEGER, _OCTETS, _IA5 = 0x02, 0x04, 0x16
 _TURIN_CHIP_BYTES = 8
 
 
@@ -207,11 +207,11 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
     for extension in certificate.extensions:
         if isinstance(extension.value, x509.UnrecognizedExtension) and extension.oid.dotted_string.startswith(_OID):
             values[extension.oid.dotted_string.removeprefix(_OID)] = extension.value.value
-    name = _tagged(values.get(_PRODUCT_OID, b""), _IA5).decode("ascii", errors="replace")
+    name = value(values.get(_PRODUCT_OID, b""), IA5).decode("ascii", errors="replace")
     product = "genoa" if name.lower().startswith("siena") else name.partition("-")[0].lower()
     if product not in PRODUCTS:
         raise FormatError("not a certificate of a known AMD product", seen=name[:40], wanted=", ".join(PRODUCTS))
-    parts = {part: int.from_bytes(_tagged(values[oid], _INTEGER), "big") for part, oid in _PARTS.items() if oid in values}
+    parts = {part: int.from_bytes(value(values[oid], INTEGER), "big") for part, oid in _PARTS.items() if oid in values}
     missing = {"bootloader", "tee", "snp", "microcode"} - set(parts)
     if missing or max(parts.values()) > 255:
         raise FormatError(
@@ -219,16 +219,7 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
         )
     chip = values.get(_CHIP_OID, b"")
     wanted = _TURIN_CHIP_BYTES if product == "turin" else REPORT_DATA_BYTES
-    chip = chip[2:] if len(chip) == wanted + 2 and chip[:2] == bytes([_OCTETS, wanted]) else chip
+    chip = chip[2:] if len(chip) == wanted + 2 and chip[:2] == bytes([OCTETS, wanted]) else chip
     if chip and len(chip) != wanted:
         raise FormatError("a chip id of another length", seen=f"{len(chip)} bytes", wanted=f"{wanted} bytes")
     return ChipCertificate(product, Tcb(**parts), chip)
-
-
-def _tagged(raw: bytes, tag: int) -> bytes:
-    """Return the value of one short DER element that fills ``raw``."""
-    if len(raw) < 2 or raw[0] != tag or raw[1] != len(raw) - 2 or raw[1] > 127:
-        raise FormatError(
-            "a certificate's extension is not as AMD defines it", seen=raw[:8].hex(), wanted=f"one DER element of tag {tag:02x}"
-        )
-    return raw[2:]

@@ -22,13 +22,13 @@ from attestation.errors import AttestationError, FormatError
 from attestation.steps import Steps
 from attestation.verify.binary import BinaryReader
 from attestation.verify.certificates import load_chain, packaged_roots, verify_chain
+from attestation.verify.der import SEQUENCE, members, take, value
 from attestation.verify.tdx_collateral import Collateral, level_status, module_of, open_collateral, platform_status, signed_by
 from attestation.verify.tdx_quote import TdxQuote, parse_tdx_quote
 
 UP_TO_DATE = frozenset({"UpToDate"})
 REPORT_DATA_BYTES = 64
 _SGX_OID = "1.2.840.113741.1.13.1"
-_SEQUENCE = 0x30
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def parse_platform(certificate: x509.Certificate) -> Platform:
     else:
         raise FormatError("not a platform's certificate", seen="no SGX extension", wanted=_SGX_OID)
     tcb = _pairs(fields.get(2, b""))
-    numbers = [int.from_bytes(_value(tcb.get(index, b"")), "big") for index in range(1, 18)]
-    fmspc, pce_id = _value(fields.get(4, b"")), _value(fields.get(3, b""))
+    numbers = [int.from_bytes(value(tcb.get(index, b"")), "big") for index in range(1, 18)]
+    fmspc, pce_id = value(fields.get(4, b"")), value(fields.get(3, b""))
     if len(fmspc) != 6 or len(pce_id) != 2:
         raise FormatError("not a platform's certificate", seen=f"FMSPC {fmspc.hex()}, PCE {pce_id.hex()}", wanted="6 and 2 bytes")
     return Platform(tuple(numbers[:16]), numbers[16], fmspc, pce_id)
@@ -203,26 +203,8 @@ def parse_platform(certificate: x509.Certificate) -> Platform:
 def _pairs(der: bytes) -> dict[int, bytes]:
     """Return the members of a SEQUENCE of (OID, value) by the last number of their OID; a value keeps its tag and length."""
     found: dict[int, bytes] = {}
-    rest = BinaryReader(_value(der, _SEQUENCE), "the SGX extension", "big")
-    while rest.left:
-        pair = BinaryReader(_take(rest)[1], "the SGX extension", "big")
-        oid = _take(pair)[1]
+    for _, member in members(value(der, SEQUENCE)):
+        pair = BinaryReader(member, "the SGX extension", "big")
+        oid = take(pair)[1]
         found[oid[-1] if oid else 0] = pair.take(pair.left)
     return found
-
-
-def _value(der: bytes, tag: int | None = None) -> bytes:
-    reader = BinaryReader(der, "the SGX extension", "big")
-    seen, value = _take(reader)
-    reader.end()
-    if tag is not None and seen != tag:
-        raise FormatError("the SGX extension is not as Intel defines it", seen=f"tag {seen:02x}", wanted=f"tag {tag:02x}")
-    return value
-
-
-def _take(reader: BinaryReader) -> tuple[int, bytes]:
-    """Take one DER element with a length of at most two bytes."""
-    tag, size = reader.number(1), reader.number(1)
-    if size >= 0x80:
-        size = reader.number(size & 0x7F) if size in {0x81, 0x82} else reader.left + 1
-    return tag, reader.take(size)

@@ -43,18 +43,18 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
     )
     if not fitting:
         return submods
-    leaves: list[str] = []
+    gpus: list[Submod] = []
     for tee in found:
         name = names[tee.target]
         submod = _appraise(tee, evidence, trust, at, steps)
         known = submods.get(name, Submod({}, {}))
         submods[name] = Submod({**known.claims, **submod.claims}, {**known.facts, **submod.facts})
         if tee.kind == "nvidia-gpu":
-            leaves.append(tee.parts.get("chain", ""))
-    if leaves:
-        steps.check(
-            "gpu-distinct", ok=len(set(leaves)) == len(leaves), seen=f"{len(set(leaves))} certificates", wanted=f"{len(leaves)}, one a GPU"
-        )
+            gpus.append(submod)
+    if gpus and trust.spec.gpu is not None:
+        from attestation.verify.nvidia import check_distinct
+
+        check_distinct(gpus, steps)
     return submods
 
 

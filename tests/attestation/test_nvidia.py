@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.appraisal import Level, Submod, level_of
+from attestation.appraisal import Submod
 from attestation.canonical import canonical_json
 from attestation.errors import AttestationError, FormatError, VerificationError
 from attestation.evidence import DeviceCounts, GpuFact, TeeEvidence
 from attestation.signing import b64decode, b64encode
 from attestation.steps import Steps
-from attestation.verify import nvidia
 from attestation.verify.nvidia import GpuRules, verify_gpu
 from attestation.verify.nvidia_report import parse_gpu_report
-from attestation.verify.rim import Rim, verify_rim
+from attestation.verify.rim import verify_rim
 from attestation.verify.single import verify_single
 from attestation.verify.tee import check_tee
 from tests.attestation.leases import evidence, trust
@@ -66,24 +65,6 @@ def test_the_public_report_matches_its_reference(sample):
     }  # the driver's reference is not there
 
 
-def test_both_references_together_make_a_confidential_gpu(sample, monkeypatch):
-    """No public driver reference for this report exists, so one is put in the verifier's hands as already verified."""
-    nonce = parse_gpu_report(sample[0]).nonce
-    real = verify_rim(RIM.read_bytes(), AT)
-
-    def verified(raw, at, roots=()):
-        return (
-            Rim("GH100", "535.86.09", {13: frozenset({parse_gpu_report(sample[0]).measurements[14]})}, "test") if raw == b"driver" else real
-        )
-
-    monkeypatch.setattr(nvidia, "verify_rim", verified)
-    submod, _ = check(*sample, [b"driver", b"vbios"], nonce=nonce)
-    cpu = Submod({"hardware": 2, "executables": 2, "configuration": 2, "runtime-opaque": 2}, {})
-    assert level_of({"cpu0": cpu, "gpu0": submod}) is Level.CONFIDENTIAL_GPU
-    assert level_of({"cpu0": cpu, "gpu0": submod, "gpu1": Submod({}, {})}) is Level.CONFIDENTIAL  # every GPU counts
-    assert level_of({"gpu0": submod}) is Level.SOFTWARE  # and a GPU alone proves nothing of the machine around it
-
-
 def test_the_mismatching_reference_names_index_9(sample):
     assert failed(*sample, [MISMATCH]) == ["gpu-measurements"]
     with pytest.raises(VerificationError, match="wrong: 9;"):
@@ -97,7 +78,7 @@ def test_the_public_report_with_an_invalid_signature(sample):
 
 def test_flipped_bytes_fail_at_their_step(sample):
     report, chain = sample
-    for position in random.Random(2).sample(range(len(report)), 250):
+    for position in random.Random(2).sample(range(len(report)), 120):
         changed = report[:position] + bytes([report[position] ^ 0x01]) + report[position + 1 :]
         assert failed(changed, chain) in (["gpu-signature"], ["gpu-format"]), position
 
@@ -116,7 +97,7 @@ def test_flipped_bytes_of_the_chain_fail(sample):
         except pytest.fail.Exception:
             assert b64decode_pem(changed) == b64decode_pem(chain)
             continue
-        assert steps[0] in {"gpu-format", "gpu-chain", "gpu-signature", "gpu-fwid"}, (position, steps)
+        assert steps[0] in {"gpu-format", "gpu-chain", "gpu-device", "gpu-signature", "gpu-fwid"}, (position, steps)
 
 
 def b64decode_pem(chain):
@@ -156,16 +137,10 @@ def test_nonce_versions_and_chain(sample):
     assert failed(sample[0], b"") == ["gpu-format"]
 
 
-def test_a_certificate_for_other_firmware_is_refused():
-    item = json.loads((FOLDER / "hopper_evidence.json").read_text())[0]
-    report = parse_gpu_report(b64decode(item["evidence"]))
-    steps = Steps("the report")
-    other = parse_gpu_report(bytes.fromhex((FOLDER / "hopperAttestationReport.txt").read_text()))
-    from attestation.verify.certificates import load_chain
-
-    nvidia._check_fwid(report, load_chain((FOLDER / "hopperCertChain.txt").read_bytes())[0], steps)
-    assert [step.step for step in steps.all if not step.ok] == ["gpu-fwid"]
-    assert other.nvdec0_on is False
+def test_protected_pcie_is_seen():
+    """This public report's GPU was set to protect the bus only, whatever references it would match."""
+    raw = (FOLDER / "hopper_evidence.json").read_bytes()
+    assert verify_single("nvidia-gpu", raw, at=AT).ear["submods"]["gpu0"]["ear_verifier_claims"]["mode"] == "protected PCIe"
 
 
 def test_the_evidence_file_format():
