@@ -116,11 +116,14 @@ def no_token(scene: Scene) -> str:
 @probe("forge tokens: random, cut, empty, of another scheme, a token's id, SQL")
 def forged_token(scene: Scene) -> str:
     real = scene.tokens["victim"]
-    forged = ("sealrig_" + "A" * 43, real[:-1], real + "A", real.upper(), "sealrig_' OR '1'='1", "server", "x" * 100_000)
+    forged = ("sealrig_" + "A" * 43, real[:-1], real + "A", real.upper(), "sealrig_' OR '1'='1", "server", "x" * 10_000)
     answers = [scene.call("GET", "/v1/whoami", caller=each) for each in forged]
     basic = base64.b64encode(f"operator:{real}".encode()).decode()
     answers.append(httpx.get(f"{scene.url}/v1/whoami", headers={"Authorization": f"Basic {basic}"}))
     answers.append(httpx.get(f"{scene.url}/v1/whoami", params={"token": real}, headers={"Cookie": f"token={real}"}))
+    with contextlib.suppress(ConnectionError):  # the server closes on a head that it will not hold, perhaps before all is sent
+        first = scene.raw(b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"x" * 200_000)
+        assert not first or " 4" in first, first
     return refused(*answers)
 
 
