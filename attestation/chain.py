@@ -28,6 +28,9 @@ ONWARD: dict[str, frozenset[str]] = {
 }
 """The states that may follow each state; one that is no key here is an end."""
 
+INCIDENT_TYPE = "lease.incident"
+"""The type of an entry that tells of an incident; it moves a lease to no other state."""
+
 JUSTIFIED_BY = {"submitted": "job", "admitted": "policy", "placed": "job", "attested": "evidence", "unlocked": "grant"}
 """The document whose digest the entry of a state must carry."""
 
@@ -122,6 +125,8 @@ def check_story(leaves: Sequence[tuple[int, Leaf]], found: LeaseDocuments, lease
     steps.check("log-order", ok=rising and bool(indexes), seen=", ".join(map(str, indexes)), wanted="entries in the order of the log")
     foreign = sorted({leaf.resource_ref for _, leaf in leaves} - {lease})
     steps.check("log-lease", ok=not foreign, seen=", ".join(foreign) or lease, wanted=lease)
+    incidents = sum(leaf.type == INCIDENT_TYPE for _, leaf in leaves)
+    leaves = [(index, leaf) for index, leaf in leaves if leaf.type != INCIDENT_TYPE]
     states = [leaf.type.removeprefix("lease.") for _, leaf in leaves]
     wrong = [
         f"{before or 'the start'} → {after}" for before, after in pairwise(["", *states]) if after not in ONWARD.get(before, frozenset())
@@ -140,6 +145,8 @@ def check_story(leaves: Sequence[tuple[int, Leaf]], found: LeaseDocuments, lease
         seen = leaf.evidence.digest if leaf.evidence is not None else "no document"
         steps.check(f"log-{state}", ok=seen == digests.get(kind), seen=seen, wanted=f"{kind} {digests.get(kind, 'that is not here')}")
     _check_presence(states, found, steps)
+    counted = found.run.incidents if found.run is not None else 0
+    steps.check("log-incidents", ok=incidents >= counted, seen=f"{incidents} incidents", wanted=f"≥ {counted}, as the run record counts")
 
 
 def _justifications(states: Sequence[str], found: LeaseDocuments) -> list[tuple[str, str]]:

@@ -23,9 +23,14 @@ def grant_info(lease: str, evidence_digest: str, bundle: str) -> bytes:
 
 
 class WrappedKey(Part):
-    """The data key of one bundle, wrapped to the lease key (base64)."""
+    """The data key of one bundle, wrapped to the lease key (base64).
+
+    ``header`` is SHA-256 over the bundle's signed header, from a file whose whole digest the customer's agent checked: it ties what a node
+    reads piece by piece, and whose digest it therefore cannot take, to the bundle that the customer means.
+    """
 
     bundle: Blake3
+    header: Sha256
     wrapped: Annotated[Base64, Field(min_length=4, max_length=8192)]
 
 

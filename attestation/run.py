@@ -16,7 +16,8 @@ class RunRecord(Document):
 
     ``inspect_digest`` is over the engine's own description of the container that was compared with the plan; None when none was made.
     ``exit_code`` is None when the job never started. ``limit`` names the limit that ended it, if one did. ``log_digest`` is SHA-256
-    over the sealed log chunks in order; ``result`` the digest of the sealed result bundle and ``result_size`` its bytes.
+    over the sealed log chunks in order; ``result`` the digest of the sealed result bundle and ``result_size`` its bytes. ``incidents``
+    counts the incidents that the node reported while the job ran.
     """
 
     v: Literal[1] = 1
@@ -35,3 +36,4 @@ class RunRecord(Document):
     log_digest: Sha256 | None = None
     result: Blake3 | None = None
     result_size: Count = 0
+    incidents: Count = 0

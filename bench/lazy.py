@@ -20,7 +20,8 @@ from bench.seal import CHUNK
 from policies.units import parse_size
 from sandbox.sealing.bundle import data_key, read_header, seal
 from sandbox.sealing.keys import Identity
-from sandbox.sealing.mount import Mount, is_mounted
+from sandbox.sealing.mount import Mount
+from sandbox.sealing.mountinfo import is_mounted
 
 _NULL = """
 import stat, sys, mfusepy

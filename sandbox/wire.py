@@ -309,6 +309,12 @@ class NodeReport(Message):
     ``certificate`` with the last state."""
 
 
+class IncidentSubmission(Message):
+    """An incident (payload: ``attestation.incident.Incident``) in a DSSE envelope signed by the node's key."""
+
+    incident: EnvelopeJson
+
+
 class ReportSubmission(Message):
     """A ``NodeReport`` in a DSSE envelope signed by the node's key."""
 

@@ -25,8 +25,8 @@ from sandbox.sealing.keys import DataKey, Identity
 Progress = Callable[[int, int], None]
 
 
-def bundle_key(client: Client, state: State, identity: Identity, digest: str, progress: Progress | None = None) -> DataKey:
-    """Return the data key of the bundle ``digest``.
+def bundle_key(client: Client, state: State, identity: Identity, digest: str, progress: Progress | None = None) -> tuple[DataKey, str]:
+    """Return the data key of the bundle ``digest``, and the digest of its header.
 
     Raises ``WrongKeyError`` when it is not sealed to ``identity``, ``BundleTamperedError`` when the server's bytes have another digest.
     """
@@ -34,7 +34,8 @@ def bundle_key(client: Client, state: State, identity: Identity, digest: str, pr
     if first is None:
         first = _checked_first_bytes(client, digest, progress)
         state.remember_header(digest, first)
-    return data_key(read_header(first), identity)
+    header = read_header(first)
+    return data_key(header, identity), header.digest
 
 
 def remember_file(state: State, digest: str, path: Path) -> None:

@@ -227,9 +227,9 @@ class ReleaseAgent:
         lease_key = b64decode(candidate.evidence.lease_public_key)
         keys = []
         for bundle in dict.fromkeys(item.bundle for item in statement.job.spec.inputs):
-            secret = bundle_key(self._client, self._state, self._identity, bundle, self._progress)
+            secret, header = bundle_key(self._client, self._state, self._identity, bundle, self._progress)
             wrapped = wrap_to_lease_key(lease_key, secret.raw, grant_info(statement.lease, digest, bundle))
-            keys.append(WrappedKey(bundle=bundle, wrapped=b64encode(wrapped)))
+            keys.append(WrappedKey(bundle=bundle, header=header, wrapped=b64encode(wrapped)))
         at = self._now()
         grant = Grant(
             lease=statement.lease, evidence_digest=digest, lease_public_key_digest=sha256_digest(lease_key), keys=tuple(keys), issued_at=at,

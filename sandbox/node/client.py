@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from attestation.signing import b64encode
 from sandbox.errors import AccessError, InputError, NotFoundError, SealrigError, ServerError, StateError
-from sandbox.wire import LeaseInfo, NodeInfo, NodeRegistration, PollAnswer, PollRequest, Problem, ReportSubmission
+from sandbox.wire import IncidentSubmission, LeaseInfo, NodeInfo, NodeRegistration, PollAnswer, PollRequest, Problem, ReportSubmission
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +36,7 @@ class ControlClient:
     def __init__(self, server: str, token: str, node: str, *, transport: httpx.BaseTransport | None = None) -> None:
         """Keep the address and the token; ``transport`` is for tests that run the server in the same process."""
         self.node = node
+        self.server, self.token = server, token
         self._http = httpx.Client(
             base_url=server,
             headers={"Authorization": f"Bearer {token}", "User-Agent": "sealrig-node"},
@@ -70,6 +71,11 @@ class ControlClient:
         """Send one signed report; the same one twice is one."""
         body = ReportSubmission(report=envelope.to_json()).model_dump(mode="json")
         return _parsed(LeaseInfo.model_validate_json, self._call("POST", f"/v1/nodes/{self.node}/leases/{lease}/report", json=body))
+
+    def incident(self, lease: str, envelope: Envelope) -> LeaseInfo:
+        """Send one signed incident; the same one twice is one."""
+        body = IncidentSubmission(incident=envelope.to_json()).model_dump(mode="json")
+        return _parsed(LeaseInfo.model_validate_json, self._call("POST", f"/v1/nodes/{self.node}/leases/{lease}/incidents", json=body))
 
     def put_log(self, lease: str, seq: int, chunk: bytes) -> None:
         """Send one sealed log chunk; the same one twice is one."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sandbox.sealing.mount import Spare
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -39,6 +41,10 @@ class Node:
     """Examines the host anew: swap may have been switched on since the node started."""
     seccomp: str
     apparmor: str
+    view_cache: int = 8 * 2**30
+    """Bytes of ciphertext that the view of one input keeps on disk, at most."""
+    spare: Spare = field(default_factory=Spare)
+    """A process for the next view, started beforehand."""
     devices: tuple[EvidenceSource, ...] = ()
     """What vouches for the machine in evidence; none makes it evidence of level ``software``."""
     _fetching: dict[str, threading.Lock] = field(default_factory=dict)

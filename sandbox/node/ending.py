@@ -78,6 +78,7 @@ def from_story(node: Node, lease: str, journal: Journal, account: Account, verdi
             log_digest=account.logs.digest if account.logs else None,
             result=account.result.digest if account.result else None,
             result_size=account.result.size if account.result else 0,
+            incidents=account.incidents,
         )
         run = sign_envelope(record.to_payload(), RUN_PAYLOAD_TYPE, node.key).to_bytes()
     return Ending(lease, journal.recall().state, verdict, run, account.result.digest if account.result else None, account.gpus)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,14 @@ from sandbox.node.inbox import Ended
 from sandbox.node.limits import Verdict
 from sandbox.node.plan import GID, UID
 from sandbox.sealing.bundle import Limits, bundle_digest, open_bundle
+from sandbox.sealing.mount import Remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandbox.node.client import ControlClient
+    from sandbox.node.context import Node
+    from sandbox.node.layout import LeaseFolder
     from sandbox.sealing.keys import DataKey
 
 _TRIES = 2
@@ -79,6 +83,20 @@ def _download(client: ControlClient, digest: str, part: Path, go_on: Callable[[]
                         wanted="free space",
                         fix="free space under the node's data folder",
                     ) from error
+
+
+def lazily(node: Node, folder: LeaseFolder, digest: str, name: str) -> Path | Remote:
+    """Return where a view reads a bundle: the cache if all of it is there, else the control plane, keeping in a file what was read.
+
+    The file goes with the lease, and takes half of what the disk has free at most.
+    """
+    path = cached(node.folder.cache, digest)
+    if path.exists():
+        os.utime(path)
+        return path
+    folder.fetched.mkdir(mode=0o700, exist_ok=True)
+    limit = min(node.view_cache, shutil.disk_usage(folder.fetched).free // 2)
+    return Remote(node.client.server, node.client.token, digest, folder.fetched / name, limit)
 
 
 def hand_over(folder: Path) -> None:

@@ -94,6 +94,11 @@ class LeaseFolder:
         """Mount points of lazily decrypted inputs."""
         return self.data / "views"
 
+    @property
+    def fetched(self) -> Path:
+        """What was fetched of lazily decrypted inputs, one file each: ciphertext."""
+        return self.data / "fetched"
+
 
 @dataclass(frozen=True)
 class NodeFolder:

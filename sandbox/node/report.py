@@ -5,18 +5,21 @@ from __future__ import annotations
 import queue
 import threading
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from attestation.canonical import canonical_json
+from attestation.incident import INCIDENT_PAYLOAD_TYPE
 from attestation.signing import SigningKey, b64encode, sign_envelope
 from sandbox.errors import AccessError, SealrigError, ServerError
 from sandbox.wire import REPORT_PAYLOAD_TYPE, DocumentKind, LeaseInfo, NodeReport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from attestation.incident import Incident
     from attestation.signing import Envelope
     from sandbox.lifecycle import LeaseState, Outcome
     from sandbox.node.client import ControlClient
@@ -34,7 +37,7 @@ class Reporter:
     def __init__(self, client: ControlClient, key: SigningKey, lease: str) -> None:
         """``refused`` is set when the control plane understood a report and said no."""
         self._client, self._key, self._lease = client, key, lease
-        self._queue: queue.Queue[Envelope | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[Callable[[], LeaseInfo], bool] | None] = queue.Queue()
         self.refused: SealrigError | None = None
         self.answer: LeaseInfo | None = None
         self._idle = threading.Condition()
@@ -66,10 +69,20 @@ class Reporter:
             documents={kind: b64encode(data) for kind, data in (documents or {}).items()},
         )
         envelope = sign_envelope(canonical_json(report.model_dump(mode="json")), REPORT_PAYLOAD_TYPE, self._key)
+        self._put(partial(self._client.report, self._lease, envelope))
+        return envelope
+
+    def tell(self, incident: Incident) -> None:
+        """Queue one incident; that it is refused holds nothing up."""
+        self._put(
+            partial(self._client.incident, self._lease, sign_envelope(incident.to_payload(), INCIDENT_PAYLOAD_TYPE, self._key)),
+            counts=False,
+        )
+
+    def _put(self, sending: Callable[[], LeaseInfo], *, counts: bool = True) -> None:
         with self._idle:
             self._open += 1
-        self._queue.put(envelope)
-        return envelope
+        self._queue.put((sending, counts))
 
     def settled(self) -> LeaseInfo | None:
         """Wait until everything queued so far was answered; return the last answer, or None where it was no, or we were stopped."""
@@ -90,19 +103,21 @@ class Reporter:
             self._idle.notify_all()
 
     def _run(self) -> None:
-        while (envelope := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            sending, counts = item
             attempt = 0
             while not self._stop.is_set():
                 try:
-                    self.answer = self._client.report(self._lease, envelope)
-                    self.refused = None
+                    answer = sending()
+                    if counts:
+                        self.answer, self.refused = answer, None
                     break
                 except (ServerError, AccessError):
                     self._stop.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                     attempt += 1
                 except SealrigError as error:
                     # A later report may still be taken (a lease that was cancelled meanwhile goes on with wiping), so go on with the next.
-                    self.refused = error
+                    self.refused = error if counts else self.refused
                     _log.warning("report refused", lease=self._lease, reason=error.message)
                     break
             with self._idle:

@@ -40,6 +40,7 @@ class NodeSettings(BaseModel):
     memory: Size | None = None
     scratch: Size | None = None
     cache: Size = 64 * 2**30
+    view_cache: Size = 8 * 2**30
     evidence: EvidenceDevices = EvidenceDevices()
 
     @property

@@ -80,6 +80,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         posture=lambda: posture_facts(engine.facts()),
         seccomp=shipped_profile(),
         apparmor=confinement,
+        view_cache=settings.view_cache,
         devices=evidence_sources(settings.evidence, [gpu.uuid for gpu in found.gpus]),
     )
     capacity = Capacity(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import structlog
+
+from attestation.incident import MAX_INCIDENTS, Incident
+from sandbox.errors import BundleError, BundleTamperedError
 from sandbox.job import JobStatement
 from sandbox.lifecycle import Outcome
 from sandbox.node.inbox import Ended, Inbox
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
     from sandbox.node.journal import Journal
     from sandbox.node.layout import LeaseFolder
     from sandbox.node.report import Reporter
-    from sandbox.sealing.mount import Mount
+    from sandbox.sealing.mount import Mount, Problem
+
+_log = structlog.get_logger("sealrig.node")
+_UNVERIFIED = {BundleError.code, BundleTamperedError.code}
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Account:
     exit_code: int | None = None
     logs: LogStream | None = None
     result: Result | None = None
+    incidents: int = 0
     views: list[Mount] = field(default_factory=list)
     servers: list[Server] = field(default_factory=list)
 
@@ -57,6 +65,22 @@ class Story:
     def folder(self) -> LeaseFolder:
         """The lease's paths."""
         return self.journal.folder
+
+    def tell_incident(self, bundle: str, problem: Problem) -> None:
+        """Report that part of an input did not verify; reads that failed for another reason are the job's to notice.
+
+        Without the file's name, which is the customer's secret.
+        """
+        code = str(problem.get("code"))
+        if code not in _UNVERIFIED:
+            _log.warning("a view could not be read", lease=self.lease, bundle=bundle, code=code)
+            return
+        if self.account.incidents >= MAX_INCIDENTS:
+            return
+        self.account.incidents += 1
+        _log.error("an input did not verify", lease=self.lease, bundle=bundle, segment=problem["segment"], code=code)
+        segment = int(problem["segment"])
+        self.reporter.tell(Incident(lease=self.lease, node=self.node.id, at=datetime.now(UTC), bundle=bundle, segment=segment, code=code))
 
     def go_on(self) -> None:
         """Raise ``Ended`` once the control plane has asked for the end."""
@@ -92,10 +116,11 @@ class Attested:
 
 @dataclass(frozen=True)
 class Unlocked:
-    """The data keys of the inputs, by bundle digest."""
+    """The data keys of the inputs, and the digests of their headers as the customer's agent saw them, by bundle digest."""
 
     attested: Attested
     keys: dict[str, DataKey]
+    headers: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -148,10 +150,13 @@ def attest(story: Story, placed: Placed) -> Attested:
 
 
 def unlock(story: Story, attested: Attested) -> Unlocked:
-    """Fetch the ciphertext, wait for the customer's grant, verify it, and unwrap the data keys."""
-    bundles = tuple(dict.fromkeys(item.bundle for item in attested.placed.statement.job.spec.inputs))
+    """Fetch the ciphertext of what is copied, wait for the customer's grant, verify it, and unwrap the data keys."""
+    wanted = attested.placed.statement.job.spec.inputs
+    bundles = tuple(dict.fromkeys(item.bundle for item in wanted))
+    copied = {item.bundle for item, bind in zip(wanted, attested.plan.binds, strict=False) if not _is_view(story, Path(bind.source))}
     for bundle in bundles:
-        _fetch(story, bundle)
+        if bundle in copied:
+            _until_answered(story, partial(_fetch, story, bundle))
     while not story.inbox.wait_for(lambda seen: seen.grant is not None, END_SECONDS):
         story.go_on()
     story.go_on()
@@ -164,15 +169,24 @@ def unlock(story: Story, attested: Attested) -> Unlocked:
         item.bundle: DataKey(attested.key.unwrap(b64decode(item.wrapped), grant_info(story.lease, attested.evidence_digest, item.bundle)))
         for item in grant.keys
     }
-    return Unlocked(attested, keys)
+    return Unlocked(attested, keys, {item.bundle: item.header for item in grant.keys})
+
+
+def _is_view(story: Story, place: Path) -> bool:
+    return place.parent == story.folder.views
 
 
 def _fetch(story: Story, bundle: str) -> None:
+    with story.node.fetching(bundle):
+        inputs.fetch(story.node.client, story.node.folder.cache, bundle, go_on=story.go_on)
+
+
+def _until_answered(story: Story, deed: Callable[[], None]) -> None:
+    """Do what needs the control plane, again and again until it answers, or the lease is to end."""
     while True:
         story.go_on()
         try:
-            with story.node.fetching(bundle):
-                inputs.fetch(story.node.client, story.node.folder.cache, bundle, go_on=story.go_on)
+            deed()
         except ServerError as error:
             _log.info("fetch waits", lease=story.lease, reason=error.message)
             time.sleep(FETCH_RETRY_SECONDS)
@@ -205,20 +219,22 @@ def furnish(story: Story, unlocked: Unlocked) -> Furnished:
     for number, item in enumerate(attested.placed.statement.job.spec.inputs):
         story.go_on()
         key, place = unlocked.keys[item.bundle], Path(plan.binds[number].source)
-        if place.parent == story.folder.views:
-            _show(story, place, item.bundle, key)
+        if _is_view(story, place):
+            _until_answered(story, partial(_show, story, place, item.bundle, key, unlocked.headers[item.bundle]))
         else:
             inputs.open_input(story.node.folder.cache, place, item.bundle, key, budget=plan.scratch)
     unlocked.keys.clear()
     return Furnished(attested)
 
 
-def _show(story: Story, place: Path, bundle: str, key: DataKey) -> None:
+def _show(story: Story, place: Path, bundle: str, key: DataKey, header: str) -> None:
+    """Show an input from the cache if all of it is there, else straight from the control plane, which is then asked for what is read."""
     story.journal.write("view", place=place.name)
-    mount, server = views.show(inputs.cached(story.node.folder.cache, bundle), place, key)
+    source = inputs.lazily(story.node, story.folder, bundle, place.name)
+    mount, server = views.show(source, place, key, header=header, spare=story.node.spare, tell=partial(story.tell_incident, bundle))
     story.account.views.append(mount)
     story.account.servers.append(server)
-    story.journal.write("view", place=place.name, servers=[[item.pid, item.started] for item in story.account.servers])
+    story.journal.write("view", place=place.name, servers=[item.row() for item in story.account.servers])
 
 
 def launch(story: Story, furnished: Furnished) -> Launched:

@@ -14,7 +14,7 @@ import structlog
 from attestation.collect.runner import runner_digest
 from sandbox.errors import SealrigError, ServerError, StateError
 from sandbox.lifecycle import Outcome
-from sandbox.node import ending, steps, story
+from sandbox.node import ending, steps, story, views
 from sandbox.node.inbox import Inbox
 from sandbox.node.inputs import prune
 from sandbox.node.journal import Journal
@@ -54,6 +54,8 @@ class Supervisor:
     def run(self) -> None:
         """Recover, register, and work until ``stop`` is called; then end every lease with a wipe."""
         self._recover()
+        if views.available():
+            self._node.spare.prepare()
         # In a thread of its own, because a poll is held open for long and stopping must not wait for it.
         threading.Thread(target=self._poll, name="poll", daemon=True).start()
         self._stopping.wait()
@@ -226,6 +228,7 @@ class Supervisor:
 
     def _end_all(self) -> None:
         self.stop()
+        self._node.spare.close()
         deadline = time.monotonic() + STOP_SECONDS
         with self._lock:
             threads = list(self._threads.values())

@@ -21,13 +21,13 @@ from sandbox.node.layout import LeaseFolder, container_name
 from sandbox.node.media import disk_of
 from sandbox.node.scratch.choose import all_kinds, scratch_of
 from sandbox.node.scratch.kernel import mounts_under
-from sandbox.node.views import Server, end
+from sandbox.node.views import Server, drop_pages, end_servers
 
 if TYPE_CHECKING:
     from sandbox.node.engine import Engine
     from sandbox.node.gpu.inventory import GpuWiper
     from sandbox.node.plan import ScratchKind
-    from sandbox.node.scratch.base import Scratch
+    from sandbox.node.scratch.base import Proof, Scratch
 
 _Proofs = Iterator[tuple[str, str, str, str, str, bool]]
 MAX_TEXT = 1900
@@ -93,13 +93,13 @@ def wipe(remains: Remains, engine: Engine, gpu_wiper: GpuWiper) -> WipeReport:
     folder = remains.folder
     disk = disk_of(folder.root)
     had_image = folder.image.exists()
+    proven = record.run("views", str(folder.views), lambda: _told(end_servers(remains.servers, folder)))
     record.run("container", container_name(remains.lease), lambda: _containers(remains, engine))
     gpus = _gpus(remains, gpu_wiper, record)
     kinds = [scratch_of(remains.kind)] if remains.kind else list(all_kinds())
-    proven = True
     for scratch in kinds:
         proven &= record.run(f"scratch-{scratch.kind}", str(folder.data), partial(_scratch, scratch, folder))
-    proven &= record.run("views", str(folder.views), partial(_views, remains))
+    proven &= record.run("view-pages", str(folder.views), lambda: _told(drop_pages(remains.servers, folder)))
     proven &= record.run("data-folder", str(folder.data), lambda: _data_folder(folder))
     media = []
     if remains.kind == "tmpfs":
@@ -189,15 +189,12 @@ def _gpus(remains: Remains, wiper: GpuWiper, record: _Record) -> tuple[GpuWipe, 
 
 
 def _scratch(scratch: Scratch, folder: LeaseFolder) -> _Proofs:
-    for proof in scratch.destroy(folder):
+    return _told(scratch.destroy(folder))
+
+
+def _told(proofs: Iterator[Proof]) -> _Proofs:
+    for proof in proofs:
         yield proof.step, proof.target, proof.action, proof.seen, proof.wanted, proof.ok
-
-
-def _views(remains: Remains) -> _Proofs:
-    """End the processes that served decrypted views; each held a data key."""
-    left = [str(server.pid) for server in remains.servers if not end(server)]
-    seen = f"{', '.join(left) or 'none'} of {len(remains.servers)} processes left"
-    yield "views", str(remains.folder.views), "wait for their end, then kill", seen, "none left", not left
 
 
 def _data_folder(folder: LeaseFolder) -> _Proofs:

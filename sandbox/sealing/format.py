@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Self
 
-from attestation.canonical import bind, canonical_json, parse_json
+from attestation.canonical import bind, canonical_json, parse_json, sha256_digest
 from attestation.errors import AttestationError, SignatureError
 from attestation.signing import Envelope, SigningKey, VerifyKey, b64decode, b64encode, sign_envelope
 from sandbox.errors import BundleError, BundleTamperedError, InputError, LimitError
@@ -132,6 +132,17 @@ class Header:
     def index_aad(self) -> bytes:
         """The associated data of the index stream."""
         return bind("sealrig/bundle-index/v1", self.document)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the signed document, which names signer, sizes and wrapped keys: what pins a bundle before all of it was read."""
+        return sha256_digest(self.document)
+
+    def require_digest(self, digest: str) -> None:
+        """Raise ``BundleTamperedError`` unless this is the header of that digest."""
+        if self.digest != digest:
+            raise BundleTamperedError("this is the header of another bundle", rule="bundle-header", seen=self.digest, wanted=digest,
+                                      fix="get the bundle again from its source")  # fmt: skip
 
     def require_signer(self, signers: Collection[VerifyKey]) -> None:
         """Raise ``BundleTamperedError`` unless one of ``signers`` signed this header."""

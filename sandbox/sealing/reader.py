@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from attestation.signing import VerifyKey
 from sandbox.errors import InputError, LimitError, NotFoundError, WrongKeyError
-from sandbox.sealing.algorithms import STREAM_HEADER_BYTES
+from sandbox.sealing.algorithms import SEGMENT_BYTES, STREAM_HEADER_BYTES
 from sandbox.sealing.entries import Entry, Kind, shown
 from sandbox.sealing.format import MAX_HEADER_BYTES, Header, read_header
 from sandbox.sealing.index import read_index
@@ -62,11 +62,16 @@ class BundleReader:
         key: DataKey | Identity,
         *,
         signers: Collection[VerifyKey] | None = None,
+        header: str | None = None,
         limits: Limits | None = None,
         cached: int = 4,
         ahead: int = 0,
+        forget: Callable[[int], None] | None = None,
     ) -> None:
         """Read and check the header; ``signers`` of None accepts any signer, who can be read from ``header.signer``.
+
+        ``header`` is the ``Header.digest`` to insist on: for a source whose whole digest nobody has checked. ``forget(offset)`` of the
+        source is told of ciphertext that did not verify.
 
         ``cached`` segments of 1 MiB are kept decrypted, and ``ahead`` are decrypted in the background on sequential reading.
 
@@ -74,17 +79,24 @@ class BundleReader:
         """
         self._source = source
         self._limits = limits or Limits()
-        self.header = read_header(source.read_at(0, min(MAX_HEADER_BYTES, source.size)))
+        first = source.read_at(0, min(MAX_HEADER_BYTES, source.size))
+        self.header = read_header(first)
+        if header is not None:
+            self.header.require_digest(header)
         if signers is not None:
             self.header.require_signer(signers)
         self.header.require_size(source.size)
         self._key = data_key(self.header, key) if isinstance(key, Identity) else key
         offset = self.header.payload_offset
-        self.payload = Stream(
-            self._key, source.read_at(offset, STREAM_HEADER_BYTES), self.header.payload_aad, plain_size(self.header.payload_size)
-        )
+        beginning = first[offset : offset + STREAM_HEADER_BYTES]
+        if len(beginning) < STREAM_HEADER_BYTES:
+            beginning = source.read_at(offset, STREAM_HEADER_BYTES)
+        self.payload = Stream(self._key, beginning, self.header.payload_aad, plain_size(self.header.payload_size))
         self._entries: dict[bytes, Entry] | None = None
-        self._segments = SegmentCache(self.payload, lambda at, length: source.read_at(offset + at, length), capacity=cached, ahead=ahead)
+        self._segments = SegmentCache(
+            self.payload, lambda at, length: source.read_at(offset + at, length), capacity=cached, ahead=ahead,
+            forget=None if forget is None else lambda at: forget(offset + at),
+        )  # fmt: skip
         self._lock = threading.Lock()
 
     def entries(self) -> dict[bytes, Entry]:
@@ -139,8 +151,14 @@ class BundleReader:
     def _read_index(self) -> dict[bytes, Entry]:
         header = self.header
         offset = header.index_offset
-        stream = Stream(self._key, self._source.read_at(offset, STREAM_HEADER_BYTES), header.index_aad, plain_size(header.index_size))
-        pieces = iterate_stream(stream, lambda start, length: self._source.read_at(offset + start, length))
+        # One read for the stream's header and its first segment, which hold each other's place: a round trip less over a network.
+        first = self._source.read_at(offset, min(SEGMENT_BYTES, header.index_size))
+        stream = Stream(self._key, first[:STREAM_HEADER_BYTES], header.index_aad, plain_size(header.index_size))
+
+        def read_at(start: int, length: int) -> bytes:
+            return first[start : start + length] if start + length <= len(first) else self._source.read_at(offset + start, length)
+
+        pieces = iterate_stream(stream, read_at)
         found: dict[bytes, Entry] = {}
         total = 0
         for entry in read_index(pieces, header, self.payload.plain_size, found):

@@ -7,44 +7,61 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from sandbox.errors import BundleTamperedError
 from sandbox.sealing.algorithms import TAG_BYTES
 from sandbox.sealing.stream import Stream
+
+READ_AHEAD_THREADS = 4
+READERS = 64
+"""How many segments last asked for are remembered, to tell who reads on and on among many readers."""
 
 
 class SegmentCache:
     """Plaintext of the last few segments used. Safe for use by many threads. An error is told to those who waited, and not kept."""
 
-    def __init__(self, stream: Stream, read_at: Callable[[int, int], bytes], *, capacity: int, ahead: int = 0) -> None:
-        """Keep ``capacity`` segments of 1 MiB; decrypt ``ahead`` more in the background when two in a row were asked for.
+    def __init__(
+        self,
+        stream: Stream,
+        read_at: Callable[[int, int], bytes],
+        *,
+        capacity: int,
+        ahead: int = 0,
+        forget: Callable[[int], None] | None = None,
+    ) -> None:
+        """Keep ``capacity`` segments of 1 MiB; decrypt ``ahead`` more in the background where somebody reads on and on.
 
-        ``read_at(offset, length)`` returns ciphertext within the stream.
+        ``read_at(offset, length)`` returns ciphertext within the stream; ``forget(offset)`` is told of a segment that did not verify.
         """
         self._stream = stream
         self._read_at = read_at
+        self._forget = forget
         self._capacity = max(capacity, ahead + 2)
         self._ahead = ahead
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="read-ahead") if ahead else None
+        self._pool = ThreadPoolExecutor(READ_AHEAD_THREADS, thread_name_prefix="read-ahead") if ahead else None
         self._lock = threading.Lock()
         self._futures: OrderedDict[int, Future[bytearray]] = OrderedDict()
-        self._last = -2
+        self._recent: OrderedDict[int, None] = OrderedDict()
 
     def get(self, index: int) -> bytearray:
         """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError``, and what reading raises."""
+        claimed: list[tuple[int, Future[bytearray]]] = []
         with self._lock:
             future, mine = self._claim(index)
-            sequential = index in (self._last + 1, self._last)
-            fresh = index != self._last
-            self._last = index
-            wanted = []
-            if self._pool is not None and sequential and fresh:
-                wanted = [n for n in range(index + 1, min(index + 1 + self._ahead, self._stream.segments)) if n not in self._futures]
-                claimed = [(n, self._claim(n)[0]) for n in wanted]
-        if wanted and self._pool is not None:
-            for number, promise in claimed:
+            if index not in self._recent:
+                if self._pool is not None and index - 1 in self._recent:
+                    claimed = [(n, self._claim(n)[0]) for n in self._missing(index + 1)]
+                self._recent[index] = None
+                if len(self._recent) > READERS:
+                    self._recent.popitem(last=False)
+        for number, promise in claimed:
+            if self._pool is not None:
                 self._pool.submit(self._load, number, promise)
         if mine:
             self._load(index, future)
         return future.result()
+
+    def _missing(self, start: int) -> list[int]:
+        return [n for n in range(start, min(start + self._ahead, self._stream.segments)) if n not in self._futures]
 
     def close(self) -> None:
         """Forget everything and end the background threads."""
@@ -67,8 +84,14 @@ class SegmentCache:
     def _load(self, index: int, future: Future[bytearray]) -> None:
         try:
             low, high = self._stream.sealed_span(index)
+            sealed = self._read_at(low, high - low)
             out = bytearray(high - low - TAG_BYTES)
-            self._stream.open_segment(index, self._read_at(low, high - low), memoryview(out))
+            try:
+                self._stream.open_segment(index, sealed, memoryview(out))
+            except BundleTamperedError:
+                if self._forget is not None:
+                    self._forget(low)
+                raise
             future.set_result(out)
         except BaseException as error:  # noqa: BLE001  (raised again by everybody who waits)
             with self._lock:

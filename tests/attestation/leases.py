@@ -125,7 +125,7 @@ def documents(*, proven: bool = True) -> dict[str, bytes]:
         lease=LEASE,
         evidence_digest=envelope.digest,
         lease_public_key_digest=sha256_digest(LEASE_KEY),
-        keys=(WrappedKey(bundle="blake3:" + "e" * 64, wrapped=b64encode(b"wrapped")),),
+        keys=(WrappedKey(bundle="blake3:" + "e" * 64, header=sha256_digest(b"header"), wrapped=b64encode(b"wrapped")),),
         issued_at=AT + timedelta(seconds=2),
         expires_at=AT + timedelta(hours=1),
     )

@@ -65,6 +65,6 @@ def test_the_key_is_not_in_any_command_line(person, tmp_path):
         while not (tmp_path / "mnt" / "weights.bin").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-        assert [line for line in found.splitlines() if "sealing.mount" in line and len(line.split()) > 4] == []
+        assert [line for line in found.splitlines() if "sealing.viewer" in line and len(line.split()) > 4] == []
     finally:
         mounting.stop()

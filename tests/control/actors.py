@@ -148,7 +148,10 @@ class Customer(Person):
             "lease": lease,
             "evidence_digest": envelope.digest,
             "lease_public_key_digest": sha256_digest(b64decode(evidence.lease_public_key)),
-            "keys": tuple(WrappedKey(bundle=digest, wrapped=b64encode(b"wrapped")) for digest in changes.pop("bundles", ())),
+            "keys": tuple(
+                WrappedKey(bundle=digest, header=sha256_digest(b"header"), wrapped=b64encode(b"wrapped"))
+                for digest in changes.pop("bundles", ())
+            ),
             "issued_at": datetime.now(UTC),
             "expires_at": datetime.now(UTC) + timedelta(hours=1),
         } | changes

@@ -57,6 +57,7 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("post", "/v1/nodes/{node}/restore"): {"operator"},
     ("post", "/v1/nodes/{node}/poll"): {"node"},
     ("post", "/v1/nodes/{node}/leases/{lease}/report"): {"node"},
+    ("post", "/v1/nodes/{node}/leases/{lease}/incidents"): {"node"},
     ("put", "/v1/nodes/{node}/leases/{lease}/logs/{seq}"): {"node"},
     ("get", "/v1/log/entries"): PEOPLE,
 }
@@ -73,6 +74,7 @@ BODIES: dict[str, object] = {
     "/v1/nodes/{node}": {"public_key": "x", "version": "1", "capacity": {"slots": 1, "cpus": 1, "memory": 1, "scratch": 1}},
     "/v1/nodes/{node}/poll": {},
     "/v1/nodes/{node}/leases/{lease}/report": {"report": ENVELOPE},
+    "/v1/nodes/{node}/leases/{lease}/incidents": {"incident": ENVELOPE},
 }
 
 

@@ -16,11 +16,13 @@ import httpx
 from attestation.canonical import canonical_json, sha256_digest
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant, WrappedKey, grant_info
+from attestation.incident import INCIDENT_PAYLOAD_TYPE, Incident
 from attestation.signing import Envelope, VerifyKey, b64decode, b64encode, sign_envelope
 from policies.loader import load_policy
 from sandbox.job import JOB_PAYLOAD_TYPE, JobStatement, job_from_tree, parse_statement
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome, check_transition, end_state
 from sandbox.model import new_id
+from sandbox.sealing.format import read_header
 from sandbox.sealing.keys import Identity
 from sandbox.sealing.public import wrap_to_kem_key
 from sandbox.wire import REPORT_PAYLOAD_TYPE, Assignment, NodeReport, PollAnswer
@@ -56,6 +58,7 @@ class FakeLease:
     result: str | None = None
     documents: dict[str, bytes] = field(default_factory=dict)
     logs: dict[int, bytes] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)
 
 
 class FakeControl:
@@ -71,6 +74,8 @@ class FakeControl:
         self.node_state = "ready"
         self.down = False
         self.index = 10
+        self.asked: list[str] = []
+        self.headers: dict[str, str] = {}
         self.changed = threading.Condition()
         self.transport = httpx.MockTransport(self.handle)
 
@@ -118,6 +123,7 @@ class FakeControl:
             (r"PUT /v1/nodes/([^/]+)", self._register),
             (r"POST /v1/nodes/([^/]+)/poll", self._poll),
             (r"POST /v1/nodes/([^/]+)/leases/([^/]+)/report", self._report),
+            (r"POST /v1/nodes/([^/]+)/leases/([^/]+)/incidents", self._incident),
             (r"PUT /v1/nodes/([^/]+)/leases/([^/]+)/logs/(\d+)", self._log),
             (r"GET /v1/bundles/([^/]+)/content", self._content),
             (r"POST /v1/uploads", self._create),
@@ -166,7 +172,11 @@ class FakeControl:
                 self._move(lease, report)
             except Exception as error:  # noqa: BLE001  (any refusal is a refusal)
                 return self._problem(409, "invalid-state", str(error))
-        info = {
+        return httpx.Response(200, content=json.dumps(self._info(lease, node)))
+
+    @staticmethod
+    def _info(lease, node):
+        return {
             "id": lease.id,
             "tenant": "acme",
             "name": "test",
@@ -180,7 +190,6 @@ class FakeControl:
             "updated_at": datetime.now(UTC).isoformat(),
             "history": [{"state": state, "at": datetime.now(UTC).isoformat(), "log_index": index} for state, index in lease.history],
         }
-        return httpx.Response(200, content=json.dumps(info))
 
     def _move(self, lease: FakeLease, report: NodeReport) -> None:
         documents = {kind: b64decode(data) for kind, data in report.documents.items()}
@@ -218,7 +227,11 @@ class FakeControl:
             "issued_at": now,
             "expires_at": now + timedelta(minutes=5),
             "keys": tuple(
-                WrappedKey(bundle=bundle, wrapped=b64encode(wrap_to_kem_key(public, key, grant_info(held.id, envelope.digest, bundle))))
+                WrappedKey(
+                    bundle=bundle,
+                    header=self.headers.get(bundle) or read_header(self.bundles[bundle]).digest,
+                    wrapped=b64encode(wrap_to_kem_key(public, key, grant_info(held.id, envelope.digest, bundle))),
+                )
                 for bundle, key in held.keys.items()
             ),
         } | changes
@@ -230,12 +243,22 @@ class FakeControl:
         self.leases[lease_id].logs.setdefault(int(seq), body)
         return httpx.Response(204)
 
+    def _incident(self, request, body, node, lease_id):
+        envelope = Envelope.from_json(json.loads(body)["incident"])
+        self.leases[lease_id].incidents.append(Incident.from_payload(envelope.verify(INCIDENT_PAYLOAD_TYPE, [self.node_key])))
+        return httpx.Response(200, content=json.dumps(self._info(self.leases[lease_id], node)))
+
     def _content(self, request, body, digest):
         data = self.bundles[digest]
-        start = int((request.headers.get("Range") or "bytes=0-")[6:-1])
+        self.asked.append(request.headers.get("Range", ""))
+        headers = {"ETag": f'"{digest}"'}
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        if match is None:
+            return httpx.Response(200, content=data, headers=headers)
+        start, stop = int(match[1]), min(len(data), int(match[2]) + 1 if match[2] else len(data))
         if start >= len(data):
             return self._problem(416, "range", "beyond")
-        return httpx.Response(206 if start else 200, content=data[start:])
+        return httpx.Response(206, content=data[start:stop], headers={**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
 
     def _create(self, request, body):
         meta = dict(item.split(" ") for item in request.headers["Upload-Metadata"].split(","))

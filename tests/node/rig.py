@@ -23,6 +23,7 @@ from sandbox.sealing.bundle import data_key, open_bundle, read_header, seal
 from sandbox.sealing.keys import Identity
 from sandbox.sealing.logs import LogOpener
 from tests.node.fake_control import FakeControl
+from tests.node.http_control import served
 
 APPLETS = (
     *(
@@ -103,13 +104,22 @@ class NodeRig:
         self.customer = Identity.generate()
         self.control = FakeControl(self.customer)
         init_node(root, server="http://control", token="token")
-        node, _, self.capacity = start.make_node(root)
-        self.node = dataclasses.replace(node, client=ControlClient("http://control", "token", node.id, transport=self.control.transport))
+        self.node, _, self.capacity = start.make_node(root)
         self.supervisor: Supervisor | None = None
 
     @contextmanager
     def running(self):
-        """Run the node while the block runs; afterwards every lease has ended."""
+        """Run the node while the block runs, over real HTTP, as views need it; afterwards every lease has ended."""
+        with served(self.control) as address:
+            self.node = dataclasses.replace(self.node, client=ControlClient(address, "token", self.node.id))
+            try:
+                yield from self._run()
+            finally:
+                for thread in [each for each in threading.enumerate() if each.name == "poll"]:
+                    thread.join(10)
+                self.node.client.close()
+
+    def _run(self):
         self.supervisor = Supervisor(self.node, self.capacity, cache_bytes=2**30, poll_seconds=0.1)
         thread = threading.Thread(target=self.supervisor.run)
         thread.start()
@@ -184,7 +194,7 @@ def view_servers(root: Path) -> set[int]:
     found = set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            if b"sandbox.sealing.mount" in (place / "cmdline").read_bytes():
+            if b"sandbox.sealing.viewer" in (place / "cmdline").read_bytes():
                 held = [str(entry.readlink()) for entry in (place / "fd").iterdir()]
                 found |= {int(place.name)} if any(path.startswith(f"{root.resolve()}/") for path in held) else set()
         except OSError:

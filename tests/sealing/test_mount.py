@@ -11,15 +11,18 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sandbox.errors import InputError
-from sandbox.sealing.bundle import data_key, read_header, seal
+from sandbox.errors import InputError, ServerError
+from sandbox.sealing.bundle import bundle_digest, data_key, read_header, seal
 from sandbox.sealing.keys import DataKey
-from sandbox.sealing.mount import Mount, is_mounted
+from sandbox.sealing.mount import Mount, Remote, Spare
+from sandbox.sealing.mountinfo import is_mounted
+from tests.sealing.ranged import TOKEN, serving
 from tests.sealing.trees import describe, make_tree
 
 MISSING = [
@@ -160,3 +163,101 @@ def test_owner_and_other_users(sealed, key):
             assert stat.S_ISREG(status.st_mode)
             done = subprocess.run(["head", "-c", "10", str(view / "weights")], user=65532, capture_output=True, check=True)
             assert done.stdout == (sealed / "src" / "weights").read_bytes()[:10]
+
+
+# ---- a bundle that a server has
+
+
+@pytest.fixture
+def remote(sealed, key, tmp_path):
+    raw = (sealed / "b").read_bytes()
+    (tmp_path / "view").mkdir()
+    with serving(raw, bundle_digest(sealed / "b")) as server:
+        bundle = Remote(server.address, TOKEN, server.digest, tmp_path / "cache", 4 * 2**20, patience=1)
+        with Mount.start(bundle, tmp_path / "view", key, header=read_header(raw[:65536]).digest) as mount:
+            yield server, mount
+    assert not is_mounted(tmp_path / "view")
+
+
+def test_a_view_of_a_bundle_on_a_server_fetches_what_is_read(sealed, remote):
+    server, mount = remote
+    assert server.sent < 2 * 2**20
+    assert (mount.folder / "a" / "text").read_bytes() == (sealed / "src" / "a" / "text").read_bytes()
+    assert (mount.folder / "weights").read_bytes() == (sealed / "src" / "weights").read_bytes()
+    assert (mount.folder.parent / "cache").stat().st_size <= 4 * 2**20
+    assert mount.problems == []
+
+
+def test_a_server_that_goes_away_is_an_io_error_and_reads_go_on_when_it_is_back(sealed, remote, monkeypatch):
+    server, mount = remote
+    server.stop()
+    start = time.monotonic()
+    with pytest.raises(OSError) as caught, (mount.folder / "weights").open("rb", buffering=0) as file:
+        os.pread(file.fileno(), 10, 5_000_000)
+    assert caught.value.errno == errno.EIO
+    assert time.monotonic() - start < 12
+    server.start()
+    assert (mount.folder / "weights").read_bytes() == (sealed / "src" / "weights").read_bytes()
+    assert {problem["code"] for problem in mount.problems} == {"server-unreachable"}
+
+
+def test_a_view_killed_in_mid_read_is_an_error_and_no_hang(remote):
+    server, mount = remote
+    server.gate.clear()
+    asked = len(server.asked)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit((mount.folder / "weights").read_bytes)
+        while not reading.running():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert (reading.done(), len(server.asked)) == (False, asked)
+        mount.process.kill()
+        with pytest.raises(OSError):
+            reading.result(10)
+
+
+def test_a_server_with_other_bytes_is_an_io_error_and_nothing_of_them_is_seen(sealed, remote):
+    server, mount = remote
+    server.trouble = "other bytes"
+    with pytest.raises(OSError) as caught:
+        (mount.folder / "weights").read_bytes()
+    assert caught.value.errno == errno.EIO
+    server.trouble = ""
+    assert (mount.folder / "weights").read_bytes() == (sealed / "src" / "weights").read_bytes()
+    assert {problem["code"] for problem in mount.problems} == {"bundle-tampered"}
+    assert all(problem["segment"] >= 0 for problem in mount.problems)
+
+
+def test_a_server_that_does_not_answer_at_the_start_is_told_apart_from_a_bad_bundle(sealed, key, tmp_path, monkeypatch):
+    (tmp_path / "view").mkdir()
+    raw = (sealed / "b").read_bytes()
+    with serving(raw, bundle_digest(sealed / "b")) as server:
+        bundle = Remote(server.address, TOKEN, server.digest, tmp_path / "cache", 2**20, patience=0.5)
+        with pytest.raises(InputError, match="another bundle"):
+            Mount.start(bundle, tmp_path / "view", key, header="sha256:" + "0" * 64)
+        server.trouble = "404"
+        with pytest.raises(InputError, match="no such bundle"):
+            Mount.start(bundle, tmp_path / "view", key)
+        server.trouble = "503"
+        with pytest.raises(ServerError):
+            Mount.start(bundle, tmp_path / "view", key)
+
+
+def test_a_process_kept_waiting_shows_one_view_and_ends_with_its_owner(sealed, key, tmp_path):
+    (tmp_path / "view").mkdir()
+    spare = Spare()
+    spare.prepare()
+    waiting = spare._waiting
+    spare.prepare()
+    assert spare._waiting is waiting
+    with Mount.start(sealed / "b", tmp_path / "view", key, spare=spare) as mount:
+        assert mount.process is waiting
+        assert (mount.folder / "a" / "text").exists()
+    spare.prepare()
+    waiting = spare._waiting
+    waiting.stdin.close()
+    assert waiting.wait(20) == 0
+    waiting.stdout.close()
+    with Mount.start(sealed / "b", tmp_path / "view", key, spare=spare) as mount:
+        assert mount.process is not waiting
+    spare.close()

@@ -14,7 +14,7 @@ from sandbox.model import BundleDigest
 from sandbox.wire import MAX_PAGE, BundleInfo
 
 router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
-_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 @router.get("")
@@ -36,15 +36,15 @@ def show_bundle(digest: BundleDigest, control: ControlDep, caller: Person) -> Bu
 
 @router.get("/{digest}/content", response_class=StreamingResponse)
 def content(digest: BundleDigest, request: Request, control: ControlDep, caller: Reader) -> Response:
-    """Send a bundle's ciphertext, or one range of it (RFC 9110 section 14)."""
-    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
-    if wanted is None:
+    """Send a bundle's ciphertext, or one range of it (RFC 9110, section 14). What is no single range is ignored, as it says there."""
+    wanted = _wanted(request.headers.get("range", ""))
+    condition = request.headers.get("if-range")
+    if wanted is None or (condition is not None and condition != _etag(digest)):
         whole = bundles.open_content(control, caller, digest, 0, None)
         return StreamingResponse(whole.pieces, 200, _headers(digest, whole), "application/octet-stream")
-    start, last = int(wanted[1]), wanted[2]
-    part = bundles.open_content(control, caller, digest, start, int(last) + 1 if last else None)
+    part = bundles.open_content(control, caller, digest, *wanted)
     if part.start >= part.end:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{part.size}"})
+        return Response(status_code=416, headers={"Content-Range": f"bytes */{part.size}", "ETag": _etag(digest)})
     headers = {**_headers(digest, part), "Content-Range": f"bytes {part.start}-{part.end - 1}/{part.size}"}
     return StreamingResponse(part.pieces, 206, headers, "application/octet-stream")
 
@@ -55,5 +55,21 @@ def delete_bundle(digest: BundleDigest, control: ControlDep, caller: Customer) -
     bundles.delete_bundle(control, caller, digest)
 
 
+def _wanted(text: str) -> tuple[int | None, int | None] | None:
+    """Return (start, end without it) of ``bytes=A-B``, ``bytes=A-`` and ``bytes=-N`` (start None: the last N); None for anything else."""
+    match = _RANGE.fullmatch(text)
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        return None, int(match[2])
+    start, end = int(match[1]), int(match[2]) + 1 if match[2] else None
+    return None if end is not None and end <= start else (start, end)
+
+
+def _etag(digest: str) -> str:
+    # A bundle is named by its content, so its name is a strong validator.
+    return f'"{digest}"'
+
+
 def _headers(digest: str, part: bundles.Content) -> dict[str, str]:
-    return {"Content-Length": str(part.end - part.start), "Accept-Ranges": "bytes", "ETag": f'"{digest}"'}
+    return {"Content-Length": str(part.end - part.start), "Accept-Ranges": "bytes", "ETag": _etag(digest)}

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
-from sandbox.control import logs, nodes, reports, views
+from sandbox.control import incidents, logs, nodes, reports, views
 from sandbox.control.api.auth import AnyCaller, ControlDep, NodeCaller, Operator, Person
 from sandbox.control.api.leases import envelope
 from sandbox.errors import LimitError
@@ -16,6 +16,7 @@ from sandbox.model import LeaseId, NodeId
 from sandbox.wire import (
     MAX_BODY_BYTES,
     MAX_LOG_CHUNK_BYTES,
+    IncidentSubmission,
     LeaseInfo,
     NodeInfo,
     NodeRegistration,
@@ -78,6 +79,13 @@ async def poll(node: NodeId, request: PollRequest, control: ControlDep, caller: 
 def report(node: NodeId, lease: LeaseId, request: ReportSubmission, control: ControlDep, caller: NodeCaller) -> LeaseInfo:
     """Take a signed report; the same one twice is one."""
     reports.take_report(control, caller, node, lease, envelope(request.report, MAX_BODY_BYTES))
+    return views.show_lease(control, caller, lease)
+
+
+@router.post("/{node}/leases/{lease}/incidents")
+def incident(node: NodeId, lease: LeaseId, request: IncidentSubmission, control: ControlDep, caller: NodeCaller) -> LeaseInfo:
+    """Take a signed incident; the same one twice is one."""
+    incidents.take_incident(control, caller, node, lease, envelope(request.incident, MAX_BODY_BYTES))
     return views.show_lease(control, caller, lease)
 
 

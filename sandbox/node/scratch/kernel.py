@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,9 @@ _LOOP_CONFIG_SIZE = 304
 _LOOP_INFO_OFFSET = 8
 _LO_FLAGS_OFFSET = _LOOP_INFO_OFFSET + 52
 _LO_NAME_OFFSET = _LOOP_INFO_OFFSET + 56
+
+_NR_CACHESTAT = 451
+"""The same on every architecture."""
 
 _ADD_KEY = 0xC0506617
 _REMOVE_KEY = 0xC0406618
@@ -68,11 +72,12 @@ def unmount(target: Path) -> None:
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo (proc(5)). ``device`` is ``major:minor``."""
+    """One line of mountinfo (proc(5)). ``device`` is ``major:minor``, ``source`` what the file system says of where it comes from."""
 
     point: Path
     device: str
     kind: str
+    source: str
     options: frozenset[str]
 
 
@@ -83,7 +88,8 @@ def mounts(pid: str = "self") -> list[Mount]:
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         point = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-        found.append(Mount(Path(point), fields[2], right.split(" ")[0], frozenset(fields[5].split(","))))
+        kind, source = right.split(" ")[:2]
+        found.append(Mount(Path(point), fields[2], kind, source, frozenset(fields[5].split(","))))
     return found
 
 
@@ -95,6 +101,11 @@ def mounts_under(folder: Path) -> list[Mount]:
 
 def namespaces_with(device: str) -> list[str]:
     """Return the processes (one a mount namespace) in whose mount table ``device`` (``major:minor``) still stands."""
+    return namespaces_where(lambda item: item.device == device)
+
+
+def namespaces_where(wanted: Callable[[Mount], bool]) -> list[str]:
+    """Return the processes (one a mount namespace) in whose mount table a mount is ``wanted``."""
     seen: set[str] = set()
     holders = []
     for entry in Path("/proc").iterdir():
@@ -105,7 +116,7 @@ def namespaces_with(device: str) -> list[str]:
             if namespace in seen:
                 continue
             seen.add(namespace)
-            if any(item.device == device for item in mounts(entry.name)):
+            if any(wanted(item) for item in mounts(entry.name)):
                 holders.append(entry.name)
         except (FileNotFoundError, ProcessLookupError, OSError):
             continue  # the process ended while we looked
@@ -154,6 +165,14 @@ def loops_of(image: Path) -> list[str]:
         except OSError:
             continue  # detached while we looked
     return found
+
+
+def cached_pages(fd: int) -> int | None:
+    """Return how many pages of an open file the page cache holds; None where the kernel cannot say (cachestat, Linux 6.5)."""
+    span, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if _libc.syscall(_NR_CACHESTAT, fd, span, found, 0) != 0:
+        return None
+    return int(found[0])
 
 
 def add_key(point: Path, key: bytes) -> bytes:

@@ -1,0 +1,144 @@
+"""The file-system process of one mounted bundle: ``python -m sandbox.sealing.viewer``, started by ``sandbox.sealing.mount``.
+
+It reads one order from stdin, a line of JSON with the data key, and tells events on stdout, one JSON document a line. One that gets no
+order ends. Everything is imported before the order comes, so that a process kept waiting shows a view at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+# libfuse where the loader finds it: looking for it, as the library does, starts a compiler. Where it is elsewhere, let the library look.
+if "FUSE_LIBRARY_PATH" not in os.environ:
+    import ctypes
+
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libfuse3.so.3")
+        os.environ["FUSE_LIBRARY_PATH"] = "libfuse3.so.3"
+
+try:
+    import mfusepy
+except (ImportError, OSError) as error:
+    sys.stdout.write(json.dumps({"event": "failed", "code": type(error).__name__, "message": str(error)[:200]}) + "\n")
+    sys.exit(1)
+
+from attestation.signing import VerifyKey, b64decode
+from sandbox.errors import SealrigError
+from sandbox.sealing.cache import CachedSource
+from sandbox.sealing.keys import DataKey
+from sandbox.sealing.mountinfo import is_mounted, source_name
+from sandbox.sealing.reader import BundleReader
+from sandbox.sealing.remote import HttpSource, content_url
+from sandbox.sealing.source import FileSource, Source
+from sandbox.sealing.view import View
+
+CACHED_SEGMENTS = 24
+"""Decrypted segments kept in memory, 1 MiB each; the kernel's page cache keeps what was read besides."""
+READ_AHEAD_SEGMENTS = 4
+REMOTE_READ_AHEAD_SEGMENTS = 8
+READ_AHEAD_KIB = 1024
+THREADS = 10
+MAX_TOLD = 1000
+"""Failed reads that are told; each segment once for each reason."""
+_FOREVER = 86400
+_MOUNT_SECONDS = 30.0
+_MAX_ORDER_BYTES = 2**16
+
+
+class _Operations(View, mfusepy.Operations):  # type: ignore[misc]  # the library has no types
+    """The view, with the library's refusals for everything that writes."""
+
+
+class _Teller:
+    """Tells events on stdout; an error that was told is not told again, so that a job cannot flood whoever listens."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: set[tuple[object, object]] = set()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        with self._lock:
+            if event["event"] == "error":
+                what = (event.get("segment"), event.get("code"))
+                if what in self._told or len(self._told) >= MAX_TOLD:
+                    return
+                self._told.add(what)
+            with contextlib.suppress(BrokenPipeError):  # nobody listens any more: reads go on
+                sys.stdout.write(json.dumps(event) + "\n")
+                sys.stdout.flush()
+
+
+def serve(order: dict[str, Any], tell: _Teller) -> None:
+    """Serve one view until it is unmounted. Raises ``SealrigError`` for a bundle that does not verify, ``RuntimeError`` from libfuse."""
+    with contextlib.ExitStack() as stack:
+        source, forget, ahead = _source(order, stack)
+        signers = None if order["signers"] is None else [VerifyKey.from_text(text) for text in order["signers"]]
+        reader = BundleReader(
+            source, DataKey(b64decode(order["key"])), signers=signers, header=order["header"], cached=CACHED_SEGMENTS, ahead=ahead,
+            forget=forget,
+        )  # fmt: skip
+        stack.callback(reader.close)
+        view = _Operations(reader, owner=(order["owner"][0], order["owner"][1]), tell=tell)
+        tell({"event": "ready"})
+        threading.Thread(target=_widen_read_ahead, args=(Path(order["folder"]),), daemon=True).start()
+        options: dict[str, Any] = {"allow_other": True} if order["allow_other"] else {}
+        if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
+            options["max_threads"] = THREADS  # named, because libfuse 3.14 warns of its own default
+        mfusepy.FUSE(
+            view, order["folder"], foreground=True, ro=True, nosuid=True, nodev=True, default_permissions=True,
+            fsname=source_name(os.getpid()),
+            # What is sealed never changes, so the kernel may keep what it saw.
+            kernel_cache=True, attr_timeout=_FOREVER, entry_timeout=_FOREVER, negative_timeout=_FOREVER, **options,
+        )  # fmt: skip
+
+
+def _source(order: dict[str, Any], stack: contextlib.ExitStack) -> tuple[Source, Any, int]:
+    """Return where the ciphertext comes from, who is to forget a piece that did not verify, and how far to read ahead."""
+    if "file" in order["source"]:
+        return stack.enter_context(FileSource(Path(order["source"]["file"]))), None, READ_AHEAD_SEGMENTS
+    remote = order["source"]
+    source = HttpSource(content_url(remote["server"], remote["digest"]), remote["token"], remote["digest"], patience=remote["patience"])
+    stack.callback(source.close)
+    cached = CachedSource(source, Path(remote["cache"]), remote["limit"])
+    stack.callback(cached.close)
+    return cached, cached.forget, REMOTE_READ_AHEAD_SEGMENTS
+
+
+def _widen_read_ahead(folder: Path) -> None:
+    # The kernel's default of 128 KiB a request costs a third of the speed; only root may change it, and nothing depends on it.
+    end = time.monotonic() + _MOUNT_SECONDS
+    while time.monotonic() < end:
+        if is_mounted(folder):
+            with contextlib.suppress(OSError):
+                device = folder.stat().st_dev
+                place = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+                place.write_text(str(READ_AHEAD_KIB), encoding="ascii")
+            return
+        time.sleep(0.01)
+
+
+def main() -> None:
+    """Be the file-system process."""
+    tell = _Teller()
+    line = sys.stdin.readline(_MAX_ORDER_BYTES)
+    if not line:
+        return
+    try:
+        serve(json.loads(line), tell)
+    except SealrigError as error:
+        tell({"event": "failed", "code": error.code, "message": error.message})
+        sys.exit(1)
+    except (OSError, RuntimeError) as error:
+        tell({"event": "failed", "code": type(error).__name__, "message": str(error)[:200]})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
