@@ -23,6 +23,7 @@ from pathlib import Path
 
 from attestation.log.leaf import DocumentRef, Leaf, new_leaf_id
 from attestation.log.note import NoteVerifier
+from attestation.log.places import LogPlaces
 from attestation.log.reader import LogReader
 from attestation.log.writer import LogWriter
 from attestation.merkle import leaf_hash, node_hash
@@ -109,7 +110,7 @@ def bench_appends(folder: Path, seconds: float) -> Iterator[Row]:
         data = folder / f"appends-{clients}"
         made = list(leaves(int(seconds * 16000) if size > 1 else int(seconds * 8000)))
         calls = [made[at : at + size] for at in range(0, len(made), size)]
-        with LogWriter.open(data, origin=ORIGIN, key=KEY) as writer:
+        with LogWriter.open(LogPlaces(data), origin=ORIGIN, key=KEY) as writer:
             append_all(writer, [[leaf] for leaf in leaves(50)], 10)
             elapsed, latencies, count = append_all(writer, calls, clients, seconds)
         shutil.rmtree(data)
@@ -118,7 +119,7 @@ def bench_appends(folder: Path, seconds: float) -> Iterator[Row]:
         yield row(f"durable appends, {name}", count / elapsed, "1/s", least=least, peer=peer)
         yield row(f"latency p99, {name}", percentile(latencies, 0.99) * 1000, "ms", most=most)
     data = folder / "single"
-    with LogWriter.open(data, origin=ORIGIN, key=KEY) as writer:
+    with LogWriter.open(LogPlaces(data), origin=ORIGIN, key=KEY) as writer:
         _, latencies, _ = append_all(writer, [[leaf] for leaf in leaves(200)], 1)
     shutil.rmtree(data)
     yield row("latency p50, one client, one leaf", percentile(latencies, 0.5) * 1000, "ms")
@@ -128,7 +129,7 @@ def build(data: Path, entries: int) -> Row:
     """Build the large log with the writer that is measured."""
     made = leaves(entries)
     calls = [[leaf for leaf, _ in zip(made, range(512), strict=False)] for _ in range(-(-entries // 512))]
-    with LogWriter.open(data, origin=ORIGIN, key=KEY) as writer:
+    with LogWriter.open(LogPlaces(data), origin=ORIGIN, key=KEY) as writer:
         elapsed, _, count = append_all(writer, calls, 4)
         missing = entries - count
         if missing:
@@ -176,14 +177,14 @@ def bench_start(data: Path) -> Row:
     """Start after the writer was killed in the middle of appending."""
     pid = os.fork()
     if pid == 0:
-        writer = LogWriter.open(data, origin=ORIGIN, key=KEY)
+        writer = LogWriter.open(LogPlaces(data), origin=ORIGIN, key=KEY)
         append_all(writer, [[leaf] for leaf in leaves(100_000)], 8)
         os._exit(0)
     time.sleep(2.0)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     start = time.perf_counter()
-    with LogWriter.open(data, origin=ORIGIN, key=KEY):
+    with LogWriter.open(LogPlaces(data), origin=ORIGIN, key=KEY):
         elapsed = time.perf_counter() - start
     return row("start after a crash", elapsed, "s", most=2)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import settings
+
+from attestation.log.bucket import Bucket
+from tests.postgres import PostgresServer, find_binaries
 
 # Timing belongs to benches: a busy machine must not fail a property.
 settings.register_profile("sealrig", deadline=None)
@@ -69,3 +75,36 @@ def vectors() -> Path:
     if not VECTORS.is_dir():
         pytest.skip(f"the public vectors are not beside the checkout ({VECTORS.parent.name}/{VECTORS.name})")
     return VECTORS
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A server that speaks S3, in this process, on a port of its own."""
+    server = pytest.importorskip("moto.server", reason="needs the package moto[server], a server that speaks S3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        running.start()
+        host, port = running.get_host_and_port()
+        yield f"http://{host}:{port}"
+        running.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str) -> Bucket:
+    """An empty bucket for a log."""
+    name = f"log-{os.urandom(6).hex()}"
+    assert httpx.put(f"{s3_endpoint}/{name}").is_success
+    options = {"endpoint": s3_endpoint, "region": "us-east-1", "access_key_id": "key", "secret_access_key": "secret"}
+    return Bucket(name, "some/prefix", {**options, "client_options": {"allow_http": True}, "retry_config": {"max_retries": 1}})
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this run; each test makes databases of its own in it."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    server = PostgresServer(binaries)
+    yield server
+    server.stop()

@@ -15,6 +15,7 @@
     │   ├── LogLockedError      log-locked             another process is the writer
     │   └── LogFencedError      log-fenced             another writer has taken over since
     ├── QuorumError             log-quorum             too few witnesses cosigned
+    ├── PolicyError             log-policy             bytes are not a policy about witnesses
     └── LogFetchError           log-fetch              the log could not be read (network, file system)
 """
 
@@ -91,6 +92,12 @@ class QuorumError(LogError):
     """Too few witnesses cosigned a checkpoint."""
 
     code = "log-quorum"
+
+
+class PolicyError(LogError):
+    """Bytes are not a policy about witnesses (c2sp.org/tlog-policy)."""
+
+    code = "log-policy"
 
 
 class LogFetchError(LogError):

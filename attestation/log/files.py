@@ -11,17 +11,18 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from attestation.log.errors import LogStoreError
+from attestation.log.source import FolderSource
+from attestation.log.store import differs
 
 _TEMPORARY = ".tmp"
 
 
-class PublicFolder:
-    """Writes tiles, entry bundles and the checkpoint below one folder."""
+class PublicFolder(FolderSource):
+    """The ``PublicStore`` below one folder."""
 
     def __init__(self, root: Path) -> None:
         """Make the folder where it is missing, and drop what an interrupted write left."""
-        self._root = root
+        super().__init__(root)
         self._temporary = root / _TEMPORARY
         root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -31,10 +32,7 @@ class PublicFolder:
         sync_folder(root.parent)
 
     def write(self, files: Mapping[str, bytes]) -> None:
-        """Make files durable under their paths; those that stand there already with the same bytes are kept.
-
-        A tile is never changed: raises ``LogStoreError`` if one stands there with other bytes.
-        """
+        """See ``PublicStore``."""
         staged: list[tuple[Path, Path]] = []
         folders: set[Path] = set()
         for number, (path, data) in enumerate(files.items()):
@@ -53,21 +51,17 @@ class PublicFolder:
             sync_folder(folder)
 
     def replace(self, path: str, data: bytes) -> None:
-        """Put a file in the place of the one before, durably."""
+        """See ``PublicStore``. Both folders are on one machine: the writer's file lock keeps others away."""
         temporary = self._temporary / "replace"
         _write_synced(temporary, data)
         temporary.rename(self._root / path)
         sync_folder((self._root / path).parent)
 
-    def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, or None where there is none."""
-        try:
-            return (self._root / path).read_bytes()
-        except FileNotFoundError:
-            return None
+    def close(self) -> None:
+        """See ``PublicStore``: nothing is held open."""
 
     def drop_partials(self, stems: Iterable[str]) -> None:
-        """Remove the partial tiles that full ones have replaced. They are not needed; a failure leaves them for the next time."""
+        """See ``PublicStore``."""
         for stem in stems:
             with contextlib.suppress(OSError):
                 shutil.rmtree(self._root / f"{stem}.p")
@@ -88,13 +82,7 @@ class PublicFolder:
 
 def _require_same(target: Path, data: bytes) -> None:
     if target.read_bytes() != data:
-        raise LogStoreError(
-            f"{target.name} stands in the log's folder with other bytes",
-            rule="store-tile-differs",
-            seen=str(target),
-            wanted="the same bytes",
-            fix="find out who changed the log's folder; restore it from a copy that 'sealrig audit verify' accepts",
-        )
+        raise differs(str(target))
 
 
 def _write_synced(path: Path, data: bytes) -> None:

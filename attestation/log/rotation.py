@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
 from attestation.canonical import sha256_digest
 from attestation.log.keychain import HEADER, LEAF_TYPE
 from attestation.log.leaf import DocumentRef, Leaf, leaf_id
-from attestation.log.note import NoteVerifier, sign_note
+from attestation.log.note import Note, NoteVerifier, sign_note
+from attestation.log.places import LogPlaces
 from attestation.log.state import open_stores
 from attestation.log.writer import hold
 from attestation.signing import SigningKey
@@ -16,17 +16,20 @@ from attestation.signing import SigningKey
 MEDIA_TYPE = "text/vnd.sealrig.log-key"
 
 
-def rotate_key(data: Path, *, origin: str, old: SigningKey, new: SigningKey, at: datetime, lock: Path | None = None) -> str:
-    """Hand the log under ``data`` over from ``old`` to ``new``; return the note of it. No writer may be open.
+def rotate_key(places: LogPlaces, *, origin: str, old: SigningKey, new: SigningKey, at: datetime) -> str:
+    """Hand the log over from ``old`` to ``new``; return the note of it. No writer may be open.
+
+    A log that is published with witnesses' cosignatures is left to its next writer to publish; another is published here.
 
     A crash before the handover is decided leaves the old key in charge (and an entry about a handover that did not
     happen); after it the new one. Raises ``LogStoreError``.
     """
-    held = hold(data / "log-state")
+    held = hold(places.held)
     try:
-        stores = open_stores(data, lock or data / "log-lock", origin, old, None)
+        stores = open_stores(places, origin, old)
         try:
-            size = stores.published.size + 1
+            published = stores.published.note
+            size = stores.size + 1
             text = "".join(f"{line}\n" for line in (HEADER, origin, str(size), NoteVerifier(origin, new.public).text))
             note = sign_note(text, origin, (old, new))
             leaf = Leaf(
@@ -42,6 +45,8 @@ def rotate_key(data: Path, *, origin: str, old: SigningKey, new: SigningKey, at:
             )
             raw = leaf.to_bytes()
             stores.rotate(new, (leaf_id(raw), raw), note.whole)
+            if not published or len(Note.parse(published).signatures) == 1:
+                stores.publish(stores.signed, ())
         finally:
             stores.close()
     finally:

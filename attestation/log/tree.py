@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attestation.log.tiles import TILE_WIDTH, Edge, Tile, pack_bundle
 from attestation.merkle import leaf_hash
@@ -44,15 +44,23 @@ class Growth:
                 if tile.level == 0:
                     files[Tile(None, tile.index).path] = pack_bundle(self._tail)
                     self._tail = []
+        return files | self._partials(but=before)
+
+    def edge_files(self) -> dict[str, bytes]:
+        """Return the partial tiles and the partial bundle of the tree as it is."""
+        return self._partials(but=set())
+
+    def _partials(self, but: set[Tile]) -> dict[str, bytes]:
+        files: dict[str, bytes] = {}
         for tile, hashes in self._edge.partials():
-            if tile not in before:
+            if tile not in but:
                 files[tile.path] = b"".join(hashes)
                 if tile.level == 0:
                     files[Tile(None, tile.index, tile.width).path] = pack_bundle(self._tail)
         return files
 
     @staticmethod
-    def replaced(files: dict[str, bytes]) -> list[str]:
+    def replaced(files: Mapping[str, bytes]) -> list[str]:
         """Return the paths of the full tiles among ``files``, whose partial forms are no longer needed."""
         return [path for path in files if ".p/" not in path]
 

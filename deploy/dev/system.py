@@ -28,6 +28,7 @@ TEST_TOOLS = {
     "apparmor_parser": "apparmor",
     "chromium": "chromium",
     "go": "golang-go golang-golang-x-mod-dev",
+    "pg_lsclusters": "postgresql",
     "runsc": "runsc",
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -9,29 +11,55 @@ from typing import Annotated
 import typer
 
 from attestation.log.commitments import Sidecar
-from attestation.log.errors import LogStoreError
+from attestation.log.cosigning import Cosign
+from attestation.log.errors import LogStoreError, QuorumError
 from attestation.log.files import sync_folder
 from attestation.log.leaf import Leaf
-from attestation.log.note import Checkpoint, Note, NoteVerifier
-from attestation.log.reader import LogReader
+from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note, NoteVerifier
+from attestation.log.places import LogPlaces
+from attestation.log.policy import MAX_POLICY_BYTES, WitnessPolicy
+from attestation.log.reader import CHECKPOINT
 from attestation.log.rotation import rotate_key
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
 from sandbox.cli.console import console
-from sandbox.errors import InputError
+from sandbox.errors import InputError, UsageError
 
 SIDECAR = "log-private"
+LogState = Annotated[
+    str,
+    typer.Option(
+        "--log-state", metavar="URL", help="PostgreSQL for the audit log's entries; SQLite below --data if not given.", show_default=False
+    ),
+]
+LogLock = Annotated[
+    str,
+    typer.Option(
+        "--log-lock", metavar="URL|DIR", help="PostgreSQL, or a folder on another disk, for the log's lock store.", show_default=False
+    ),
+]
+LogTiles = Annotated[
+    str,
+    typer.Option(
+        "--log-tiles", metavar="URL", help="S3 for the log's public files; a folder below --data if not given.", show_default=False
+    ),
+]
 _Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The control plane's data folder; the server must be stopped.")]
 
 
 def erase(
     subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="The random id of the person or tenant, such as tenant-0190….")],
     data: _Data,
+    log_state: LogState = "",
+    log_lock: LogLock = "",
+    log_tiles: LogTiles = "",
 ) -> None:
     """Erase what the log committed to about a subject. The log stays valid; the erasure is logged; it cannot be undone."""
-    key, origin = SigningKey.load(data / "log.key"), _origin(data)
+    places = _places(data, log_state, log_lock, log_tiles)
+    published = _published(places)
+    key, origin = SigningKey.load(data / "log.key"), published.origin
     # The log is opened first: an erasure that could not be logged is not begun.
-    with LogWriter.open(data, origin=origin, key=key) as writer, Sidecar(data / SIDECAR) as sidecar:
+    with LogWriter.open(places, origin=origin, key=key, cosign=published.cosign) as writer, Sidecar(data / SIDECAR) as sidecar:
         count = sidecar.erase(subject)
         now = datetime.now(UTC)
         (index,) = writer.append([Leaf("subject.erased", now, now, "server", subject, "erase", "done").to_bytes()])
@@ -41,31 +69,85 @@ def erase(
     )
 
 
-def rotate(data: _Data) -> None:
+def rotate(
+    data: _Data,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Only make the next key and name it, so that witnesses can be told of it first.")
+    ] = False,
+    log_state: LogState = "",
+    log_lock: LogLock = "",
+    log_tiles: LogTiles = "",
+) -> None:
     """Exchange the log's key. The old key hands over in the log, and cannot sign for it any more."""
     current, fresh = data / "log.key", data / "log.key.next"
-    origin = _origin(data)
+    places = _places(data, log_state, log_lock, log_tiles)
+    published = _published(places)
+    origin = published.origin
     if not fresh.exists():
         SigningKey.generate().save(fresh)
     old, new = SigningKey.load(current), SigningKey.load(fresh)
-    if not _belongs(data, origin, new):
-        rotate_key(data, origin=origin, old=old, new=new, at=datetime.now(UTC))
+    vkey = NoteVerifier(origin, new.public).text
+    if prepare:
+        console().emit({"origin": origin, "next": vkey}, f"{vkey}\nthe next key: tell the log's witnesses, then run this without --prepare")
+        return
+    if not _belongs(places, published, new):
+        rotate_key(places, origin=origin, old=old, new=new, at=datetime.now(UTC))
     fresh.replace(current)
     sync_folder(data)
-    vkey = NoteVerifier(origin, new.public).text
     console().emit({"origin": origin, "vkey": vkey}, f"{vkey}\ntell everybody who checks this log; the old key leads them to this one")
 
 
-def _origin(data: Path) -> str:
-    if not (data / "log" / "checkpoint").is_file():
-        raise InputError(f"{data} holds no log", rule="log-data", seen="no log/checkpoint", wanted="a control plane's data folder")
-    return Checkpoint.parse(Note.parse(LogReader.from_dir(data).checkpoint()).text).origin
+def witnesses(path: Path | None) -> WitnessPolicy:
+    """Read a policy file about witnesses; without one nobody is asked. Raises ``UsageError``, or ``PolicyError`` for its content."""
+    if path is None:
+        return WitnessPolicy()
+    try:
+        with path.open("rb") as file:
+            return WitnessPolicy.from_bytes(file.read(MAX_POLICY_BYTES + 1))
+    except OSError as error:
+        raise UsageError(
+            "the witness policy cannot be read", rule="witness-policy", seen=f"{path}: {error.strerror}", wanted="a file"
+        ) from error
 
 
-def _belongs(data: Path, origin: str, key: SigningKey) -> bool:
+@dataclass(frozen=True)
+class _Published:
+    """What stands in public: the log's origin, and how it is published further."""
+
+    origin: str
+    cosign: Cosign | None
+
+
+def _places(data: Path, state: str, lock: str, tiles: str) -> LogPlaces:
+    from sandbox.control.log_places import log_places
+
+    return log_places(data, state, lock, tiles)
+
+
+def _published(places: LogPlaces) -> _Published:
+    raw = places.source().read(CHECKPOINT, MAX_NOTE_BYTES)
+    if raw is None:
+        raise InputError(
+            "there is no log here", rule="log-data", seen="no checkpoint", wanted="a control plane's data folder, and where its log is"
+        )
+    note = Note.parse(raw)
+    return _Published(Checkpoint.parse(note.text).origin, _later if len(note.signatures) > 1 else None)
+
+
+def _later(_note: str) -> Sequence[str]:
+    raise QuorumError(
+        "witnesses are asked by the server",
+        rule="quorum-later",
+        seen="a command",
+        wanted="the server",
+        fix="start the server: it publishes what waits",
+    )
+
+
+def _belongs(places: LogPlaces, published: _Published, key: SigningKey) -> bool:
     """Say whether the log belongs to ``key`` already: so it is after a crash between the handover and the rename."""
     try:
-        LogWriter.open(data, origin=origin, key=key).close()
+        LogWriter.open(places, origin=published.origin, key=key, cosign=published.cosign).close()
     except LogStoreError as error:
         if error.details.get("rule") != "store-key":
             raise

@@ -9,6 +9,7 @@ import typer
 
 from sandbox.cli.console import console
 from sandbox.cli.context import trust_file
+from sandbox.cli.keeping import LogLock, LogState, LogTiles, witnesses
 
 if TYPE_CHECKING:
     from policies.loader import LoadedPolicy
@@ -35,6 +36,18 @@ def serve(
             "--trust", metavar="TRUST.yaml", help="Your own trust file: it gives the level of nodes that policies see.", show_default=False
         ),
     ] = None,
+    log_state: LogState = "",
+    log_lock: LogLock = "",
+    log_tiles: LogTiles = "",
+    witness_policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--witness-policy",
+            metavar="FILE",
+            help="Witnesses that must cosign the audit log before it is published (c2sp.org/tlog-policy).",
+            show_default=False,
+        ),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="PEM certificate chain.", show_default=False)] = None,
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", metavar="FILE", help="PEM private key of the certificate.", show_default=False)
@@ -52,7 +65,16 @@ def serve(
     chosen = _policy(policy, unsafe=unsafe_development)
     accepted = trust_file(trust) if trust is not None else None
     settings = ControlSettings(
-        data=data.absolute(), database=database, store=store, policy=chosen, unsafe_development=unsafe_development, trust=accepted
+        data=data.absolute(),
+        database=database,
+        store=store,
+        policy=chosen,
+        unsafe_development=unsafe_development,
+        trust=accepted,
+        log_state=log_state,
+        log_lock=log_lock,
+        log_tiles=log_tiles,
+        witnesses=witnesses(witness_policy),
     )
     out = console()
     if unsafe_development:

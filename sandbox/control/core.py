@@ -12,11 +12,15 @@ from datetime import UTC, datetime
 import structlog
 
 from attestation.log.note import NoteVerifier
+from attestation.log.quorum import Quorum
+from attestation.log.reader import LogReader
+from attestation.log.source import Source
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
 from sandbox.control.bell import Bell
 from sandbox.control.database.engine import Database
 from sandbox.control.journal import Journal
+from sandbox.control.log_places import log_places
 from sandbox.control.metrics import Metrics
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store import BundleStore
@@ -37,6 +41,10 @@ class Control:
     journal: Journal
     bell: Bell
     metrics: Metrics
+    log: LogWriter
+    log_files: Source
+    """The log's public files, as anybody may read them."""
+    quorum: Quorum | None
     vkey: str
     now: Clock
 
@@ -67,10 +75,16 @@ def open_control(settings: ControlSettings, *, now: Clock = utc_now) -> Iterator
         store = open_store(settings)
         key = _log_key(settings)
         origin = settings.log_origin or f"sealrig.local/{key.public.key_id}"
-        log = stack.enter_context(LogWriter.open(settings.data, origin=origin, key=key))
+        places = log_places(settings.data, settings.log_state, settings.log_lock, settings.log_tiles)
+        quorum = None
+        if settings.witnesses.witnesses:
+            quorum = Quorum(LogReader(places.source()), settings.witnesses)
+            stack.callback(quorum.close)
+        log = stack.enter_context(LogWriter.open(places, origin=origin, key=key, cosign=quorum))
         journal = Journal(database, log)
         journal.settle()
-        yield Control(settings, database, store, journal, Bell(), Metrics(), NoteVerifier(origin, key.public).text, now)
+        vkey = NoteVerifier(origin, key.public).text
+        yield Control(settings, database, store, journal, Bell(), Metrics(), log, places.source(), quorum, vkey, now)
 
 
 def _log_key(settings: ControlSettings) -> SigningKey:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from attestation.log.quorum import WitnessAnswer
 from sandbox.lifecycle import LeaseState
 
 
@@ -20,6 +23,16 @@ class Metrics:
         self.nodes = Gauge("sealrig_nodes", "Nodes by state.", ["state"], registry=self.registry)
         self.log_pending = Gauge("sealrig_log_pending", "Events that are not in the audit log yet.", registry=self.registry)
         self.log_size = Gauge("sealrig_log_entries", "Entries in the audit log.", registry=self.registry)
+        self.log_published = Gauge("sealrig_log_published", "Entries below the published checkpoint.", registry=self.registry)
+        self.log_waiting = Gauge("sealrig_log_unpublished_seconds", "How long entries wait for witnesses.", registry=self.registry)
+        self.witnesses = Gauge("sealrig_log_witness_ok", "Whether a witness cosigned when last asked.", ["witness"], registry=self.registry)
+
+    def note_log(self, published: int, waiting: float, witnesses: Mapping[str, WitnessAnswer]) -> None:
+        """Take how far the log is published, and how its witnesses (by their names in the policy) answered last."""
+        self.log_published.set(published)
+        self.log_waiting.set(waiting)
+        for name, answer in witnesses.items():
+            self.witnesses.labels(name).set(0 if answer.problem else 1)
 
     def render(self, leases: dict[str, int], nodes: dict[str, int], pending: int, size: int) -> bytes:
         """Return the text form with the counts as the database has them now."""

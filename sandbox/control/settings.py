@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attestation.log.policy import WitnessPolicy
 from attestation.trust import Trust
 from policies.loader import LoadedPolicy, load_profile
 
@@ -39,6 +40,12 @@ class ControlSettings:
     policy: LoadedPolicy = field(default_factory=lambda: load_profile("strict"))
     unsafe_development: bool = False
     log_origin: str = ""
+    log_state: str = ""
+    log_lock: str = ""
+    log_tiles: str = ""
+    """Where the audit log is instead of below ``data``: see ``control.log_places``."""
+    witnesses: WitnessPolicy = field(default_factory=WitnessPolicy)
+    """Who must have cosigned a checkpoint of the audit log before it is published."""
     trust: Trust | None = None
     """What the operator accepts of nodes: it gives the level that policies see. None: ``software``."""
     limits: Limits = field(default_factory=Limits)
@@ -47,11 +54,6 @@ class ControlSettings:
     def database_url(self) -> str:
         """The database's URL; SQLite below the data folder where none was given."""
         return self.database or f"sqlite:///{self.data / 'control.db'}"
-
-    @property
-    def log_folder(self) -> Path:
-        """The public files of the audit log."""
-        return self.data / "log"
 
     @property
     def uploads_folder(self) -> Path:

@@ -145,4 +145,13 @@ def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
         documents = {row.kind: row.data for row in session.scalars(select(DocumentRow).where(DocumentRow.lease == lease_id))}
         steps = select(EventRow.log_index).join(TransitionRow, TransitionRow.event == EventRow.id).where(TransitionRow.lease == lease_id)
         indexes = [index for index in session.scalars(steps.order_by(TransitionRow.id)) if index is not None]
-    return build_receipt(lease_id, documents, LogReader.from_dir(control.settings.log_folder).extract(indexes))
+    published = control.log.health().published
+    if indexes and max(indexes) >= published:
+        raise StateError(
+            "the lease's last entries wait for the log's witnesses",
+            rule="log-published",
+            seen=f"{published} entries published",
+            wanted=f"≥ {max(indexes) + 1}",
+            fix="ask again; the operator sees at /readyz which witness is missing",
+        )
+    return build_receipt(lease_id, documents, LogReader(control.log_files).extract(indexes))

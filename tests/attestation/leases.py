@@ -14,6 +14,7 @@ from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence, PostureFact
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant, WrappedKey
 from attestation.log.leaf import DocumentRef, Leaf
 from attestation.log.note import NoteVerifier
+from attestation.log.places import LogPlaces
 from attestation.log.reader import LogExtract, LogReader
 from attestation.log.writer import LogWriter
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
@@ -204,7 +205,7 @@ class Story:
 
 def append(folder: Path, *stories: Story) -> list[list[int]]:
     """Append the stories to a log in ``folder``; return their indexes."""
-    with_log = LogWriter.open(folder, origin=ORIGIN, key=LOG_KEY)
+    with_log = LogWriter.open(LogPlaces(folder), origin=ORIGIN, key=LOG_KEY)
     try:
         return [with_log.append([leaf.to_bytes() for leaf in story.leaves]) for story in stories]
     finally:

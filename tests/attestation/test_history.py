@@ -10,6 +10,7 @@ from attestation.errors import LogError
 from attestation.history import node_history, read_history
 from attestation.log.leaf import DocumentRef, Leaf
 from attestation.log.note import NoteVerifier
+from attestation.log.places import LogPlaces
 from attestation.log.reader import LogReader
 from attestation.log.writer import LogWriter
 from tests.attestation.leases import AT, DSSE, LEASE, LOG_KEY, NODE, ORIGIN, OTHER_KEY, TOKEN, trust
@@ -64,7 +65,7 @@ def test_a_quarantine_stays_until_the_node_itself_proves_the_wipe():
 
 @pytest.fixture
 def log(tmp_path):
-    writer = LogWriter.open(tmp_path, origin=ORIGIN, key=LOG_KEY)
+    writer = LogWriter.open(LogPlaces(tmp_path), origin=ORIGIN, key=LOG_KEY)
     writer.append([leaf("lease.closed", number, actor=NODE if number % 3 == 0 else OTHER_NODE).to_bytes() for number in range(600)])
     writer.close()
     return tmp_path

@@ -342,7 +342,7 @@ def test_nothing_is_acknowledged_that_is_not_in_the_log(house: House, fault: str
     assert again.status_code == 200
     history = again.json()["history"]
     assert [step["state"] for step in history] == ["submitted", "admitted"]
-    logged = [raw for _, raw in LogReader.from_dir(house.control.settings.log_folder).entries(0, 10**6)]
+    logged = [raw for _, raw in LogReader(house.control.log_files).entries(0, 10**6)]
     assert sum(again.json()["id"].encode() in raw for raw in logged) == 2
     assert all(again.json()["id"].encode() in logged[step["log_index"]] for step in history)
 

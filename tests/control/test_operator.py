@@ -113,7 +113,7 @@ def test_metrics_count_and_name_nobody(house: House) -> None:
     assert 'sealrig_nodes{state="ready"} 1.0' in text
     assert 'sealrig_http_requests_total{method="POST",route="/v1/leases",status="201"} 1.0' in text
     assert "sealrig_log_pending 0.0" in text
-    entries = LogReader.from_dir(house.control.settings.log_folder)
+    entries = LogReader(house.control.log_files)
     assert f"sealrig_log_entries {float(sum(1 for _ in entries.entries(0, 10**6)))}" in text
     for secret in (lease, node.id, "lab-with-a-name", customer.token):
         assert secret not in text
@@ -122,10 +122,10 @@ def test_metrics_count_and_name_nobody(house: House) -> None:
 def test_the_log_over_http_is_the_log_on_disk(house: House) -> None:
     customer = house.customer()
     ok(customer.submit(customer.job()))
-    local = LogReader.from_dir(house.control.settings.log_folder)
+    local = LogReader(house.control.log_files)
     assert house.http.get("/log/checkpoint").text == local.checkpoint()
     assert house.http.get("/log/vkey").text.strip() == house.control.vkey
-    folder = house.control.settings.log_folder
+    folder = house.control.settings.data / "log"
     tiles = [path.relative_to(folder) for path in (folder / "tile").rglob("*") if path.is_file()]
     assert tiles
     for tile in tiles:

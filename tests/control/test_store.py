@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,19 +18,6 @@ from sandbox.errors import InputError, SealrigError, UsageError
 from tests.control.conftest import open_house
 
 ONE, TWO = "blake3:" + "1" * 64, "blake3:" + "2" * 64
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """A server that speaks S3, in this process, on a port of its own."""
-    server = pytest.importorskip("moto.server", reason="needs the package moto[server], a server that speaks S3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        running.start()
-        host, port = running.get_host_and_port()
-        yield f"http://{host}:{port}"
-        running.stop()
 
 
 def s3_settings(folder: Path, endpoint: str) -> ControlSettings:

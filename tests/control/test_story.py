@@ -68,7 +68,7 @@ def test_a_lease_runs_from_upload_to_a_receipt_that_verifies_offline(house: Hous
     assert [chunk["seq"] for chunk in page["chunks"]] == [0, 1, 2]
     assert customer.get(f"/v1/bundles/{result.digest}/content").content == result.raw
 
-    logged = dict(LogReader.from_dir(house.control.settings.log_folder).entries(0, 1000))
+    logged = dict(LogReader(house.control.log_files).entries(0, 1000))
     for step in info["history"]:
         leaf = Leaf.from_bytes(logged[step["log_index"]])
         assert leaf.type == f"lease.{step['state']}"

@@ -6,10 +6,14 @@ import re
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 
+from attestation.log.keychain import MAX_ROTATIONS
+from attestation.log.note import MAX_NOTE_BYTES
+from attestation.log.reader import CHECKPOINT
+from attestation.log.tiles import MAX_BUNDLE_BYTES, rotation_path
 from sandbox.control.api.auth import ControlDep, Person
 from sandbox.control.database.models import EventRow
 from sandbox.errors import NotFoundError
@@ -36,7 +40,11 @@ class LogEntryInfo(Message):
 @router.get("/log/checkpoint", response_class=PlainTextResponse)
 def checkpoint(control: ControlDep) -> Response:
     """Send the signed checkpoint."""
-    return PlainTextResponse((control.settings.log_folder / "checkpoint").read_bytes())
+    raw = control.log_files.read(CHECKPOINT, MAX_NOTE_BYTES)
+    if raw is None:
+        raise NotFoundError("no checkpoint is published yet", rule="log-checkpoint", seen="entries that wait for their witnesses",
+                            wanted="a quorum of witnesses", fix="ask again; the operator sees at /readyz what is missing")  # fmt: skip
+    return PlainTextResponse(raw, headers={"Cache-Control": "no-cache"})
 
 
 @router.get("/log/vkey", response_class=PlainTextResponse)
@@ -45,15 +53,25 @@ def vkey(control: ControlDep) -> Response:
     return PlainTextResponse(control.vkey + "\n")
 
 
-@router.get("/log/tile/{path:path}", response_class=FileResponse)
+@router.get("/log/keys/{number}", response_class=PlainTextResponse)
+def rotation(number: Annotated[int, Path(ge=1, le=MAX_ROTATIONS)], control: ControlDep) -> Response:
+    """Send the note by which the log's key was exchanged for the ``number``-th time: who trusts an older key follows them to the newest."""
+    raw = control.log_files.read(rotation_path(number), MAX_NOTE_BYTES)
+    if raw is None:
+        raise NotFoundError("the log's key was not exchanged so often", rule="log-rotation", seen=str(number), wanted="an earlier number",
+                            fix="begin with 1 and stop at the first that is not there")  # fmt: skip
+    return PlainTextResponse(raw)
+
+
+@router.get("/log/tile/{path:path}", response_class=Response)
 def tile(path: str, control: ControlDep) -> Response:
-    """Send a tile or entry bundle."""
-    place = control.settings.log_folder / "tile" / path
-    if _TILE.fullmatch(path) is None or not place.is_file():
+    """Send a tile or entry bundle. It never changes."""
+    raw = control.log_files.read(f"tile/{path}", MAX_BUNDLE_BYTES) if _TILE.fullmatch(path) else None
+    if raw is None:
         raise NotFoundError(
             "no such tile", rule="log-tile", seen=path[:80], wanted="a tile of this log", fix="read the checkpoint for the log's size"
         )
-    return FileResponse(place, media_type="application/octet-stream")
+    return Response(raw, media_type="application/octet-stream", headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
 
 @router.get("/v1/log/entries")

@@ -11,6 +11,8 @@ from sandbox.control.api.auth import ControlDep
 from sandbox.control.database.models import EventRow, LeaseRow, NodeRow
 
 router = APIRouter(tags=["health"])
+UNPUBLISHED_SECONDS = 10.0
+"""From when on entries that wait for witnesses are told of."""
 
 
 @router.get("/healthz", response_class=PlainTextResponse)
@@ -21,11 +23,18 @@ def healthz() -> Response:
 
 @router.get("/readyz", response_class=PlainTextResponse)
 def readyz(control: ControlDep) -> Response:
-    """Say that database, store and log take writes."""
+    """Say that database, store and log take writes. Further lines tell of what is wrong without keeping the server from its work."""
     with control.database.read() as session:
         session.execute(text("SELECT 1"))
     control.store.check()
     control.journal.settle()
+    log = control.log.health()
+    if log.committed > log.published and log.waiting_seconds > UNPUBLISHED_SECONDS:
+        missing = [name for name, answer in (control.quorum.answers if control.quorum else {}).items() if answer.problem]
+        return PlainTextResponse(
+            f"ok\nlog: {log.committed - log.published} entries wait for their witnesses since {log.waiting_seconds:.0f} s"
+            f" (no cosignature of {', '.join(missing) or 'any'})\n"
+        )
     return PlainTextResponse("ok\n")
 
 
@@ -38,6 +47,8 @@ def metrics(control: ControlDep) -> Response:
         nodes["stale"] = session.scalar(select(func.count()).select_from(NodeRow).where(NodeRow.stale)) or 0
         pending = session.scalar(select(func.count()).select_from(EventRow).where(EventRow.log_index.is_(None))) or 0
         last = session.scalar(select(func.max(EventRow.log_index)))
+    log = control.log.health()
+    control.metrics.note_log(log.published, log.waiting_seconds, control.quorum.answers if control.quorum else {})
     return PlainTextResponse(control.metrics.render(leases, nodes, pending, 0 if last is None else last + 1))
 
 

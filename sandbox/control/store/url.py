@@ -27,7 +27,10 @@ def open_store(settings: ControlSettings) -> BundleStore:
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderStore(Path(parts.path))
     if parts.scheme == "s3" and parts.hostname and "@" not in parts.netloc:
-        return _open_s3(parts, settings.data / CREDENTIALS)
+        from sandbox.control.store.s3 import S3Store
+
+        bucket, prefix, options = s3_place("--store", parts, settings.data / CREDENTIALS)
+        return S3Store(bucket, prefix, **options)
     raise UsageError(
         "--store is not a store URL",
         rule="store",
@@ -37,18 +40,17 @@ def open_store(settings: ControlSettings) -> BundleStore:
     )
 
 
-def _open_s3(parts: SplitResult, credentials: Path) -> BundleStore:
-    from sandbox.control.store.s3 import S3Store
-
+def s3_place(flag: str, parts: SplitResult, credentials: Path) -> tuple[str, str, dict[str, Any]]:
+    """Return bucket, prefix and obstore's options of an ``s3://`` URL that came with ``flag``. Raises ``UsageError``."""
     query = dict(parse_qsl(parts.query))
     if unknown := sorted(set(query) - {"region", "endpoint"}):
         raise UsageError(
-            "--store has an unknown option", rule="store", seen=", ".join(unknown)[:200], wanted="region, endpoint", fix="correct --store"
+            f"{flag} has an unknown option", rule="store", seen=", ".join(unknown)[:200], wanted="region, endpoint", fix=f"correct {flag}"
         )
     options: dict[str, Any] = dict(query)
     if query.get("endpoint", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
-    return S3Store(str(parts.hostname), parts.path.strip("/"), **options, **_credentials(credentials))
+    return str(parts.hostname), parts.path.strip("/"), options | _credentials(credentials)
 
 
 def _credentials(path: Path) -> dict[str, str]:

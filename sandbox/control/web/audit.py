@@ -86,7 +86,7 @@ def entry(control: Control, caller: Caller, index: int) -> LoggedEntry:
         raise NotFoundError(
             "no such entry", rule="audit-entry", seen=str(index), wanted="an entry of this log", fix="see the audit log's pages"
         )
-    return LogReader.from_dir(control.settings.data).extract([index]).entries[0]
+    return LogReader(control.log_files).extract([index]).entries[0]
 
 
 def _time(text: str) -> datetime:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attestation.log.leaf import Leaf
 from attestation.log.note import NoteVerifier
+from attestation.log.places import LogPlaces
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
 
@@ -23,9 +24,9 @@ def leaf(number: int = 0, *, kind: str = "lease.running", outcome: str = "ok") -
     return Leaf(kind, NOW, NOW, "server", thing, "run", outcome, tenant_ref=f"tenant-{number % 3:032x}").to_bytes()
 
 
-def open_log(data: Path, **options: object) -> LogWriter:
+def open_log(data: Path | LogPlaces, **options: object) -> LogWriter:
     """Open the test log under ``data``."""
-    return LogWriter.open(data, **{"origin": ORIGIN, "key": KEY, **options})  # type: ignore[arg-type]
+    return LogWriter.open(data if isinstance(data, LogPlaces) else LogPlaces(data), **{"origin": ORIGIN, "key": KEY, **options})  # type: ignore[arg-type]
 
 
 def make_log(data: Path, count: int, batch: int = 300) -> list[bytes]:

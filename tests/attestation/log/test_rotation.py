@@ -12,9 +12,11 @@ from attestation.log.errors import LogStoreError, NoteSignatureError
 from attestation.log.keychain import HEADER, KeyChain
 from attestation.log.leaf import Leaf
 from attestation.log.note import Checkpoint, NoteVerifier, open_checkpoint, sign_checkpoint, sign_note
+from attestation.log.places import LogPlaces
 from attestation.log.reader import LogReader
 from attestation.log.rotation import rotate_key
-from attestation.log.state import Stores
+from attestation.log.sqlite import SqliteLock
+from attestation.log.store import Head
 from attestation.log.verify import verify_log
 from attestation.signing import SigningKey
 from tests.attestation.log.logs import KEY, NOW, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
@@ -25,7 +27,7 @@ THIRD = NoteVerifier(ORIGIN, THIRD_KEY.public)
 
 
 def rotate(data: Path, old: SigningKey = KEY, new: SigningKey = OTHER_KEY) -> None:
-    rotate_key(data, origin=ORIGIN, old=old, new=new, at=NOW)
+    rotate_key(LogPlaces(data), origin=ORIGIN, old=old, new=new, at=NOW)
 
 
 def check(data: Path, key: NoteVerifier = VERIFIER, held: str | None = None) -> int:
@@ -79,18 +81,16 @@ def test_a_retired_key_cannot_sign(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["before", "after"])
 def test_a_crash_in_the_handover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     make_log(tmp_path, 5)
-    real = Stores._publish
-    calls = 0
+    real = SqliteLock.swap
 
-    def crash(self: Stores, files: dict[str, bytes]) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == (2 if step == "before" else 3):  # opening publishes once, the entry a second time, the new key a third time
+    def crash(self: SqliteLock, old: Head, new: Head, *, rotation: str | None = None) -> None:
+        if rotation is None or step == "after":
+            real(self, old, new, rotation=rotation)
+        if rotation is not None:
             msg = "crash"
             raise KeyboardInterrupt(msg)
-        real(self, files)
 
-    monkeypatch.setattr(Stores, "_publish", crash)
+    monkeypatch.setattr(SqliteLock, "swap", crash)
     with pytest.raises(KeyboardInterrupt):
         rotate(tmp_path)
     monkeypatch.undo()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,14 +17,16 @@ from hypothesis import strategies as st
 from attestation.log.errors import QuorumError
 from attestation.log.history import ForkEvidence
 from attestation.log.note import Checkpoint, Note, NoteVerifier, sign_checkpoint
-from attestation.log.quorum import Quorum, WitnessPlace
+from attestation.log.places import LogPlaces
+from attestation.log.policy import WitnessPlace, WitnessPolicy
+from attestation.log.quorum import Quorum
 from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
 from attestation.log.witness import MAX_BODY_BYTES, Witness
 from attestation.log.witness_server import witness_server
 from attestation.merkle import consistency_proof, leaf_hash, perfect_root, root
 from attestation.signing import SigningKey, b64encode
-from tests.attestation.log.logs import KEY, ORIGIN, OTHER_KEY, VERIFIER, leaf, open_log
+from tests.attestation.log.logs import KEY, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
 
 NAME = "witness.example/w1"
 HASHES = [leaf_hash(b"%d" % number) for number in range(40)]
@@ -159,29 +164,98 @@ def _speak(witness: Witness) -> Callable[[bytes], tuple[int, str]]:
     return speak
 
 
+@contextlib.contextmanager
+def asking(data: Path, places: list[WitnessPlace], least: int, client: httpx.Client) -> Iterator[Quorum]:
+    quorum = Quorum(LogReader(LogPlaces(data).source()), WitnessPolicy.at_least(least, places), client)
+    yield quorum
+    quorum.close()
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_log_publishes_with_its_quorum(tmp_path: Path) -> None:
     keys = [SigningKey(bytes([number]) * 32) for number in (1, 2, 3)]
     witnesses = [Witness(tmp_path / f"{number}.db", f"w{number}.example", key, [VERIFIER]) for number, key in enumerate(keys)]
     down = {"w2.example": lambda _: (503, "down")}
-    client = _client({f"w{number}.example": _speak(each) for number, each in enumerate(witnesses)} | down)
+    speak = {f"w{number}.example": _speak(each) for number, each in enumerate(witnesses)} | down
     places = _places(*witnesses)
     data = tmp_path / "data"
-    with open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), places, 2, client)) as writer:
+    with asking(data, places, 2, _client(speak)) as quorum, open_log(data, cosign=quorum) as writer:
         for count in (3, 300, 1):
             writer.append([leaf() for _ in range(count)])
+            assert writer.health().published == writer.health().committed
+        assert "503" in quorum.answers["w3"].problem
+        assert not quorum.answers["w1"].problem
     # A new process does not know what the witnesses saw; it learns it from their answer.
-    with open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), places, 2, client)) as writer:
+    with asking(data, places, 2, _client(speak)) as quorum, open_log(data, cosign=quorum) as writer:
         writer.append([leaf()])
     verifiers = [VERIFIER, *(each.verifier for each in witnesses)]
     check = verify_log(LogReader.from_dir(data), verifiers)
     assert check.checkpoint.size == 305
     assert {name for name, _ in check.signers} == {ORIGIN, "w0.example", "w1.example"}
-    with pytest.raises(QuorumError) as caught:
-        open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), places, 3, client))
-    assert caught.value.details["rule"] == "quorum-lost"
-    assert "503" in str(caught.value.details["seen"])
     for each in witnesses:
         each.close()
+
+
+def test_acknowledged_is_committed_and_published_is_witnessed(tmp_path: Path, witness: Witness) -> None:
+    """Witnesses go: entries are taken, and kept over a crash, but not shown; witnesses come back: all is shown, cosigned."""
+    data, up = tmp_path / "data", [True]
+    speak = _speak(witness)
+    client = {"w0.example": lambda raw: speak(raw) if up[0] else (503, "down")}
+
+    def shown() -> int:
+        return Checkpoint.parse(Note.parse(LogReader.from_dir(data).checkpoint()).text).size
+
+    with asking(data, _places(witness), 1, _client(client)) as quorum:
+        with open_log(data, cosign=quorum) as writer:
+            writer.append([leaf() for _ in range(300)])
+            assert shown() == 300
+            up[0] = False
+            kept = [leaf() for _ in range(600)]
+            for start in range(0, 600, 100):
+                assert writer.append(kept[start : start + 100])[0] == 300 + start
+            assert writer.append(kept[:1]) == [300]
+            health = writer.health()
+            assert (health.committed, health.published, shown()) == (900, 300, 300)
+            assert health.waiting_seconds > 0
+            assert "503" in health.problem
+        shutil.copytree(data, tmp_path / "restored")
+        with open_log(data, cosign=quorum) as writer:
+            assert (writer.health().committed, shown()) == (900, 300)
+            assert writer.append(kept[299:301]) == [599, 600]
+            up[0] = True
+            wait_until(lambda: shown() == 900)
+            wait_until(lambda: writer.health().waiting_seconds == 0)
+            assert [raw for _, raw in LogReader.from_dir(data).entries(300, 900)] == kept
+            writer.append([leaf()])
+    assert verify_log(LogReader.from_dir(data), [VERIFIER, witness.verifier]).checkpoint.size == 901
+    # Of a restored copy, from before the witnesses came back, the witness signs nothing more: it knows the log to be further.
+    with asking(data, _places(witness), 1, _client(client)) as quorum, open_log(tmp_path / "restored", cosign=quorum) as writer:
+        writer.append([leaf()])
+        assert writer.health().published == 300
+        assert "409" in writer.health().problem
+
+
+def test_tiles_that_wait_for_witnesses_come_back(tmp_path: Path) -> None:
+    """The public folder of before the witnesses went is restored: what was acknowledged since is written anew from the entries."""
+
+    def refuse(_note: str) -> list[str]:
+        raise QuorumError("no witness", rule="quorum", seen="0", wanted="1")
+
+    make_log(tmp_path / "data", 300)
+    shutil.copytree(tmp_path / "data" / "log", tmp_path / "old")
+    with open_log(tmp_path / "data", cosign=refuse) as writer:
+        for _ in range(3):
+            writer.append([leaf() for _ in range(200)])
+    shutil.rmtree(tmp_path / "data" / "log")
+    shutil.copytree(tmp_path / "old", tmp_path / "data" / "log")
+    open_log(tmp_path / "data").close()
+    assert verify_log(LogReader.from_dir(tmp_path / "data"), VERIFIER).checkpoint.size == 900
 
 
 @pytest.mark.parametrize(
@@ -199,14 +273,39 @@ def test_a_log_publishes_with_its_quorum(tmp_path: Path) -> None:
 def test_a_witness_that_lies_is_not_counted(tmp_path: Path, lie: Callable[[bytes], tuple[int, str]]) -> None:
     place = WitnessPlace("http://w.example", NoteVerifier("w.example", OTHER_KEY.public, 4))
     data = tmp_path / "data"
-    with pytest.raises(QuorumError):
-        open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), [place], 1, _client({"w.example": lie})))
-    open_log(data, cosign=Quorum(LogReader.from_dir(data / "log"), [place], 0, _client({"w.example": lie}))).close()
+    with asking(data, [place], 1, _client({"w.example": lie})) as quorum, open_log(data, cosign=quorum) as writer:
+        writer.append([leaf()])
+        assert writer.health().problem.startswith("too few witnesses cosigned")
+        assert LogReader.from_dir(data).vkey() == VERIFIER.text
+        assert not (data / "log" / "checkpoint").exists()
+    with asking(data, [place], 0, _client({"w.example": lie})) as quorum:
+        open_log(data, cosign=quorum).close()
+    assert verify_log(LogReader.from_dir(data), VERIFIER).checkpoint.size == 1
 
 
-def test_a_quorum_needs_as_many_witnesses(tmp_path: Path) -> None:
-    with pytest.raises(QuorumError):
-        Quorum(LogReader.from_dir(tmp_path), [], 1)
+def test_a_slow_witness_keeps_nobody_waiting(tmp_path: Path, witness: Witness) -> None:
+    slow = Witness(tmp_path / "slow.db", "slow.example", SigningKey(b"\x05" * 32), [VERIFIER])
+    wake = threading.Event()
+
+    def sleep(raw: bytes) -> tuple[int, str]:
+        wake.wait(20)
+        return _speak(slow)(raw)
+
+    data = tmp_path / "data"
+    client = _client({"w0.example": _speak(witness), "w1.example": sleep})
+    with asking(data, _places(witness, slow), 1, client) as quorum, open_log(data, cosign=quorum) as writer:
+        start = time.monotonic()
+        for _ in range(3):
+            writer.append([leaf()])
+        assert writer.health().published == 3
+        assert time.monotonic() - start < 2
+        wake.set()
+        wait_until(lambda: all(future.done() for future in quorum._busy.values()))
+        writer.append([leaf()])
+        assert {name for name, _ in verify_log(LogReader.from_dir(data), [VERIFIER, witness.verifier, slow.verifier]).signers} == {
+            ORIGIN, NAME, "slow.example"
+        }  # fmt: skip
+    slow.close()
 
 
 def test_over_real_http(witness: Witness) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attestation.log.errors import LeafError, LogFencedError, LogLockedError, LogStoreError, QuorumError
+from attestation.log.errors import LeafError, LogFencedError, LogLockedError, LogStoreError
 from attestation.log.note import Checkpoint, Note
 from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
@@ -180,28 +180,6 @@ def test_lost_files_of_the_last_batch_come_back(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "log" / "tile")
     open_log(tmp_path).close()
     assert _size(tmp_path) == 10
-
-
-def test_without_a_quorum_nothing_is_published_and_nothing_is_lost(tmp_path: Path) -> None:
-    agree = False
-
-    def cosign(_note: str, _old: int) -> list[str]:
-        if not agree:
-            raise QuorumError("no witness", rule="quorum", seen="0", wanted="1")
-        return []
-
-    make_log(tmp_path, 2)
-    agree = True
-    writer = open_log(tmp_path, cosign=cosign)
-    agree = False
-    one = leaf()
-    with pytest.raises(QuorumError):
-        writer.append([one])
-    assert _size(tmp_path) == 2
-    agree = True
-    assert writer.append([one]) == [2]
-    writer.close()
-    assert _size(tmp_path) == 3
 
 
 def test_partial_tiles_go_when_the_full_tile_stands(tmp_path: Path) -> None:
