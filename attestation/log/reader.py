@@ -87,8 +87,11 @@ class LogReader:
 
     def bundle(self, index: int, size: int) -> list[bytes]:
         """Return the entries of a bundle as they stand in the tree of ``size`` leaves. Raises ``TileError`` or ``LogFetchError``."""
-        tile = tile_of(None, index, size)
-        return unpack_bundle(self._read(tile), tile.width)
+        return unpack_bundle(self.raw_bundle(index, size), tile_of(None, index, size).width)
+
+    def raw_bundle(self, index: int, size: int) -> bytes:
+        """Return the bytes of a bundle as it stands in the tree of ``size`` leaves. Raises ``TileError`` or ``LogFetchError``."""
+        return self._read(tile_of(None, index, size))
 
     def entries(self, start: int, end: int, *, size: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Yield (index, bytes) of entries ``start`` up to ``end`` of the tree of ``size`` leaves (that of the checkpoint)."""

@@ -108,9 +108,20 @@ class Edge:
 
     def append(self, leaf_hash: bytes) -> list[tuple[Tile, list[bytes]]]:
         """Add a leaf's hash; return the tiles that became full by it."""
-        full: list[tuple[Tile, list[bytes]]] = []
-        carry, level = leaf_hash, 0
         self.size += 1
+        return self._carry(leaf_hash, 0)
+
+    def append_tile(self, root: bytes) -> list[tuple[Tile, list[bytes]]]:
+        """Add a full lowest tile by its root, where no partial one stands before it; return the tiles above that became full by it."""
+        if not self.rows:
+            self.rows.append([])
+        if self.rows[0]:
+            raise TileError("a tile does not fit behind a partial one", rule="edge-width", seen=f"size {self.size}", wanted="whole tiles")
+        self.size += TILE_WIDTH
+        return self._carry(root, 1)
+
+    def _carry(self, carry: bytes, level: int) -> list[tuple[Tile, list[bytes]]]:
+        full: list[tuple[Tile, list[bytes]]] = []
         while True:
             if level == len(self.rows):
                 self.rows.append([])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, islice
+from multiprocessing import get_context
+from operator import eq
 
 from attestation.log.errors import LeafError, TileError
 from attestation.log.history import require_extends
@@ -13,10 +17,13 @@ from attestation.log.keychain import KeyChain
 from attestation.log.leaf import leaf_id
 from attestation.log.note import Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
-from attestation.log.tiles import TILE_WIDTH, Edge
-from attestation.merkle import leaf_hash
+from attestation.log.tiles import TILE_WIDTH, Edge, Tile, unpack_bundle
+from attestation.merkle import leaf_hash, perfect_root
 
-_ID_PARTS = 8
+PARALLEL_FROM = 20_000
+"""Below so many entries other processes would take longer to start than to help."""
+_BUNDLES = 16  # a worker's portion: about 2 MB
+_ID_PARTS = 4
 Progress = Callable[[int, int], None]
 
 
@@ -35,14 +42,18 @@ def verify_log(
     *,
     held: str | None = None,
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> LogCheck:
     """Check a log from its first entry to its signature. ``held``: a checkpoint of this log seen before, as a note.
+
+    ``workers``: how many processes check entries. With more than one, whoever calls this from a script guards it with
+    ``if __name__ == "__main__"``, as for every use of ``multiprocessing``.
 
     1. the checkpoint is a signed note by a trusted key, of the log that the key names;
     2. it extends ``held``; 3. every entry is a leaf, and no id stands twice; 4. every entry hashes to its place in the lowest tiles;
     5. every tile above follows from the ones below; 6. the root is the signed one; 7. every exchange of the log's key is in the log.
     Raises ``NoteError``, ``NoteSignatureError``, ``CheckpointError`` (1), ``ForkError``, ``HistoryError`` (2), ``LeafError`` (3),
-    ``TileError`` (4-6), ``LogFetchError``. Memory stays bounded: 8 bytes an entry and one bundle.
+    ``TileError`` (4-6), ``LogFetchError``. Memory stays bounded: 8 bytes an entry and a few bundles a worker.
     """
     chain = KeyChain.follow(reader, _keys(log_keys))
     keys = chain.keys
@@ -50,17 +61,15 @@ def verify_log(
     checkpoint, signed = chain.open(note)  # 1
     if held is not None:
         require_extends(reader, held, note, keys)  # 2
-    edge = Edge()
-    ids = array("Q")
-    for number in range(-(-checkpoint.size // TILE_WIDTH)):
-        _check_bundle(reader, checkpoint.size, number, edge, ids)  # 3, 4, 5
+    edge, ids = Edge(), array("Q")
+    for part in _checked(reader, checkpoint.size, workers):  # 3, 4
+        ids.frombytes(part.ids)
+        for full in _grow(edge, part):
+            _check_parent(reader, checkpoint.size, *full)  # 5
         if progress is not None:
             progress(edge.size, checkpoint.size)
     for tile, row in edge.partials():
-        if tile.level and reader.hashes(tile.level, tile.index, checkpoint.size) != row:
-            raise TileError(
-                "a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles"
-            )
+        _check_parent(reader, checkpoint.size, tile, row)
     if edge.root() != checkpoint.root:  # 6
         raise TileError("the tiles lead to another root", rule="tile-root", seen=edge.root().hex(), wanted=checkpoint.root.hex())
     _require_unique(reader, checkpoint.size, ids)
@@ -75,23 +84,81 @@ def _keys(given: Sequence[NoteVerifier] | NoteVerifier | str) -> tuple[NoteVerif
     return (given,) if isinstance(given, NoteVerifier) else tuple(given)
 
 
-def _check_bundle(reader: LogReader, size: int, number: int, edge: Edge, ids: array[int]) -> None:
-    wanted = reader.hashes(0, number, size)
-    leaves = reader.bundle(number, size)
-    hashes = [leaf_hash(leaf) for leaf in leaves]
-    for index, leaf in enumerate(leaves, start=number * TILE_WIDTH):
+@dataclass(frozen=True)
+class _Raw:
+    """A bundle and its lowest tile as they were read: everything that a check of their entries needs."""
+
+    number: int
+    width: int
+    hashes: list[bytes]
+    bundle: bytes
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Bundles whose entries are leaves and hash to their places: the low halves of their ids, the roots of the full ones, the rest."""
+
+    ids: bytes
+    roots: list[bytes]
+    rest: list[bytes]
+
+
+def _checked(reader: LogReader, size: int, workers: int) -> Iterator[_Checked]:
+    """Check all bundles in order, in as many processes; reading stays in this one."""
+    count = -(-size // TILE_WIDTH)
+    parts = ([_read(reader, number, size) for number in range(at, min(at + _BUNDLES, count))] for at in range(0, count, _BUNDLES))
+    if workers < 2 or size < PARALLEL_FROM:
+        yield from map(_check, parts)
+        return
+    # Started afresh, not forked: this process may have threads.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting: deque[Future[_Checked]] = deque()
         try:
-            ids.append(int.from_bytes(leaf_id(leaf)[8:], "big"))
-        except LeafError as error:
-            raise LeafError(f"entry {index} is no leaf: {error.message}", **error.details, index=index) from error
-    if hashes != wanted:
-        raise _entry_error(number, hashes, wanted)
-    for digest in hashes:
-        for tile, row in edge.append(digest):
-            if tile.level and reader.hashes(tile.level, tile.index, size) != row:
-                raise TileError(
-                    "a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles"
-                )
+            for part in parts:
+                waiting.append(pool.submit(_check, part))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(reader: LogReader, number: int, size: int) -> _Raw:
+    hashes = reader.hashes(0, number, size)
+    return _Raw(number, len(hashes), hashes, reader.raw_bundle(number, size))
+
+
+def _check(part: list[_Raw]) -> _Checked:
+    ids, roots, rest = array("Q"), [], []
+    for raw in part:
+        leaves = unpack_bundle(raw.bundle, raw.width)
+        for index, leaf in enumerate(leaves, start=raw.number * TILE_WIDTH):
+            try:
+                ids.append(int.from_bytes(leaf_id(leaf)[8:], "big"))
+            except LeafError as error:
+                raise LeafError(f"entry {index} is no leaf: {error.message}", **error.details, index=index) from error
+        hashes = [leaf_hash(leaf) for leaf in leaves]
+        if hashes != raw.hashes:
+            raise _entry_error(raw.number, hashes, raw.hashes)
+        if raw.width == TILE_WIDTH:
+            roots.append(perfect_root(hashes))
+        else:
+            rest = hashes
+    return _Checked(ids.tobytes(), roots, rest)
+
+
+def _grow(edge: Edge, part: _Checked) -> Iterator[tuple[Tile, list[bytes]]]:
+    """Add what was checked to the edge; yield the tiles above the lowest that became full by it."""
+    for root in part.roots:
+        yield from edge.append_tile(root)
+    for digest in part.rest:
+        edge.append(digest)
+
+
+def _check_parent(reader: LogReader, size: int, tile: Tile, row: list[bytes]) -> None:
+    if tile.level and reader.hashes(tile.level, tile.index, size) != row:
+        raise TileError("a tile does not follow from the tiles below", rule="tile-parent", seen=tile.path, wanted="the hashes of its tiles")
 
 
 def _entry_error(number: int, hashes: list[bytes], wanted: list[bytes]) -> TileError:
@@ -110,8 +177,8 @@ def _require_unique(reader: LogReader, size: int, ids: array[int]) -> None:
     """Refuse a log in which an id stands twice: 62 random bits of each are compared, then the ids themselves."""
     twice: set[int] = set()
     for part in range(_ID_PARTS):  # a part at a time, because numbers take four times the room once they are sorted
-        order = sorted(each for each in ids if each % _ID_PARTS == part)
-        twice |= {one for one, two in pairwise(order) if one == two}
+        order = sorted([each for each in ids if each % _ID_PARTS == part])
+        twice.update(compress(order, map(eq, order, islice(order, 1, None))))
     if not twice:
         return
     met: dict[bytes, int] = {}

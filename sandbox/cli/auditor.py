@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -156,8 +157,11 @@ def verify(
         return
     reader = open_log(log)
     trusted = log_key(reader, key, trust)
+    workers = len(os.sched_getaffinity(0))
     with here.progress("verifying") as progress:
-        check = verify_log(reader, trusted.verifier, held=held.read_text(encoding="utf-8") if held else None, progress=progress)
+        check = verify_log(
+            reader, trusted.verifier, held=held.read_text(encoding="utf-8") if held else None, progress=progress, workers=workers
+        )
     if keep is not None:
         keep.write_text(check.note, encoding="utf-8")
     document = {
