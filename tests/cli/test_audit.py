@@ -9,6 +9,7 @@ import pytest
 
 from attestation.log.commitments import Sidecar
 from attestation.log.leaf import new_leaf_id
+from attestation.log.places import LogPlaces
 from attestation.signing import SigningKey
 from sandbox.cli import main
 from tests.attestation.log.logs import KEY, OTHER_KEY, VERIFIER, leaf, make_log, open_log
@@ -252,7 +253,7 @@ def test_rotate_key(data, capsys, crash):
         from attestation.log.rotation import rotate_key
         from tests.attestation.log.logs import NOW, ORIGIN
 
-        rotate_key(data, origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
+        rotate_key(LogPlaces(data), origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
     code, told = call(capsys, "rotate-key", "--data", data)
     assert code == 0
     new = SigningKey.load(data / "log.key")
