@@ -176,21 +176,29 @@ class Rig:
 
     def add_node(self, name: str = "node", *, slots: int = 2) -> str:
         """Make a node, start it, wait until the server knows it, and return its id."""
+        node = self.make_node(name, slots=slots)
+        self.start_node(name)
+        self.wait_node(node, name)
+        return node
+
+    def make_node(self, name: str = "node", *, slots: int = 2) -> str:
+        """Make a node's folder and return its id."""
         data = self.folder / name
         token = self.token("node", "rig")
         args = ["node", "init", "--server", self.url, "--data", data, "--docker", self.docker_host, "--slots", slots]
         made = run(*args, "--token-file", "-", "--json", stdin=f"{token}\n".encode())
-        node = str(made.ok().json["node"])
-        self.start_node(name)
+        return str(made.ok().json["node"])
+
+    def start_node(self, name: str = "node", env: Mapping[str, str] | None = None) -> Program:
+        """Start a node that was made before, or start it again."""
+        self.nodes[name] = Program(name, ["node", "run", "--data", str(self.folder / name)], _clean(env or {}), self._made())
+        return self.nodes[name]
+
+    def wait_node(self, node: str, name: str = "node") -> None:
+        """Wait until the server knows a node."""
         self.wait_for(
             lambda: any(each["id"] == node for each in self.operator.json("node", "list")), f"{name} to register", self.nodes[name]
         )
-        return node
-
-    def start_node(self, name: str = "node") -> Program:
-        """Start a node that was made before, or start it again."""
-        self.nodes[name] = Program(name, ["node", "run", "--data", str(self.folder / name)], _clean({}), self._made())
-        return self.nodes[name]
 
     def agent(self, person: Person, *args: object) -> Program:
         """Start a person's release agent."""

@@ -23,6 +23,8 @@ class Tpm:
 
     def __init__(self, folder):
         self.folder, self.state, self.process = folder, folder / "state", None
+        self.port = random.SystemRandom().randrange(20000, 40000, 2)
+        self.tcti = f"swtpm:host=127.0.0.1,port={self.port}"
         self.state.mkdir()
         done = subprocess.run(
             ["swtpm_setup", "--tpm2", "--tpmstate", str(self.state), "--createek", "--pcr-banks", "sha256", "--overwrite"],
@@ -33,8 +35,8 @@ class Tpm:
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
     def start(self):
-        port = random.SystemRandom().randrange(20000, 40000, 2)
-        self.tcti = f"swtpm:host=127.0.0.1,port={port}"
+        """Switch it on; after ``stop`` this is a reboot, at the same address."""
+        port = self.port
         command = [
             "swtpm",
             "socket",
