@@ -9,57 +9,83 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 
+from attestation.document import time_text
 from attestation.errors import LogError
 from attestation.log.leaf import Leaf
-from attestation.log.note import NoteVerifier, open_checkpoint
+from attestation.log.note import COSIGNATURE, NoteVerifier, open_checkpoint
+from attestation.log.prefix import Fact, KeptPrefix
 from attestation.log.reader import LogReader
-from attestation.merkle import leaf_hash, root
 from attestation.trust import Trust
 from attestation.verify import NodeHistory
 
 PROVEN_ENDS = frozenset({"lease.closed", "lease.cancelled", "lease.denied", "lease.expired"})
 UNPROVEN_END = "lease.quarantined"
 RESTORED = "node.restored"
+WIPED, UNPROVEN, MADE_GOOD = "wiped", "unproven", "made-good"
+_NEEDLES = tuple(f'"{kind}"'.encode() for kind in (*sorted(PROVEN_ENDS), UNPROVEN_END, RESTORED))
 
 
-def node_history(leaves: Iterable[tuple[int, Leaf]], node: str, size: int) -> NodeHistory:
-    """Return the history of ``node`` from all leaves of a proven tree of ``size`` entries, in order."""
+class LogHistory:
+    """The history of every node, from one log, proven. Keeps what it has read in ``path``, or in memory without one."""
+
+    def __init__(self, trust: Trust, path: Path | None = None) -> None:
+        """Read the log that ``trust`` names. Raises ``LogError`` where the kept part cannot be used."""
+        spec = trust.spec
+        self._key = NoteVerifier.from_text(spec.log.key)
+        self._witnesses = [NoteVerifier.from_text(text) for text in spec.witnesses]
+        self._quorum, self._origin = spec.witness_quorum, spec.log.origin
+        self._kept = KeptPrefix(path, [self._key], origin=self._origin)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self._kept.close()
+
+    def of(self, node: str, reader: LogReader) -> NodeHistory:
+        """Read on to the published checkpoint, prove it, and return the history of ``node``. Raises ``LogError``."""
+        head, note = self._kept.follow(reader, noted_end)
+        self._require_quorum(note)
+        return node_history(self._kept.facts(node), node, head.size)
+
+    def _require_quorum(self, note: str) -> None:
+        if not self._quorum:
+            return
+        _, signed = open_checkpoint(note, [self._key], origin=self._origin)
+        found = signed.verify([self._key, *self._witnesses])
+        cosigned = sum(key.kind == COSIGNATURE for key in found)
+        if cosigned < self._quorum:
+            raise LogError("too few witnesses cosigned the log", rule="log-witnesses", seen=f"{cosigned} of {len(self._witnesses)} named",
+                           wanted=f"≥ {self._quorum}", fix="ask the operator to bring the log's witnesses back")  # fmt: skip
+
+
+def noted_end(index: int, raw: bytes) -> Fact | None:
+    """Return what an entry says of a lease's end on a node, or None. The spelling of a leaf is fixed, so most are passed over unparsed."""
+    if not any(needle in raw for needle in _NEEDLES):
+        return None
+    leaf = Leaf.from_bytes(raw)
+    if leaf.type in PROVEN_ENDS:
+        kind = WIPED
+    elif leaf.type == UNPROVEN_END:
+        kind = UNPROVEN
+    elif leaf.type == RESTORED and leaf.actor_ref == leaf.resource_ref and leaf.evidence is not None:
+        kind = MADE_GOOD
+    else:
+        return None
+    return Fact(index, leaf.actor_ref, kind, time_text(leaf.occurred_at))
+
+
+def node_history(facts: Iterable[Fact], node: str, size: int) -> NodeHistory:
+    """Return the history of ``node`` from what was noted of it in a proven tree of ``size`` entries, in order."""
     wipes: dict[int, datetime] = {}
     unproven: list[int] = []
-    for index, leaf in leaves:
-        if leaf.actor_ref == node and leaf.type in PROVEN_ENDS:
-            wipes[index] = leaf.occurred_at
-        elif leaf.actor_ref == node and leaf.type == UNPROVEN_END:
-            unproven.append(index)
-        elif leaf.actor_ref == leaf.resource_ref == node and leaf.type == RESTORED and leaf.evidence is not None:
+    for fact in facts:
+        if fact.subject != node:
+            continue
+        if fact.kind == UNPROVEN:
+            unproven.append(fact.position)
+            continue
+        if fact.kind == MADE_GOOD:
             del unproven[:1]
-            wipes[index] = leaf.occurred_at
+        wipes[fact.position] = datetime.fromisoformat(fact.at)
     return NodeHistory(node, size, wipes, tuple(unproven))
-
-
-def read_history(reader: LogReader, trust: Trust, node: str) -> NodeHistory:
-    """Read the whole log, prove that it is the one that the trusted key signed, and return the history of ``node``.
-
-    Raises ``LogError`` (fetching, signature, origin) also where the entries do not give the signed root.
-    """
-    log = trust.spec.log
-    checkpoint, _ = open_checkpoint(reader.checkpoint(), [NoteVerifier.from_text(log.key)], origin=log.origin)
-    hashes: list[bytes] = []
-
-    def leaves() -> Iterable[tuple[int, Leaf]]:
-        for index, raw in reader.entries(0, checkpoint.size, size=checkpoint.size):
-            hashes.append(leaf_hash(raw))
-            if node.encode() in raw:
-                yield index, Leaf.from_bytes(raw)
-
-    history = node_history(leaves(), node, checkpoint.size)
-    if len(hashes) != checkpoint.size or root(hashes) != checkpoint.root:
-        raise LogError(
-            "the log's entries do not give the signed root",
-            rule="log-root",
-            seen=f"{len(hashes)} entries",
-            wanted=checkpoint.root.hex(),
-            fix="read the log again; if it stays so, the log is not to be trusted",
-        )
-    return history

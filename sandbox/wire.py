@@ -32,7 +32,7 @@ Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=MAX_
 
 
 class Message(BaseModel):
-    """Base of all messages: frozen; unknown fields are refused."""
+    """Base of all messages: frozen. Whoever acts on a message refuses unknown fields; whoever reads an answer passes over them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -184,6 +184,13 @@ class LeaseInfo(Message):
     result: BundleDigest | None = None
     denials: tuple[Denial, ...] = ()
     history: tuple[Transition, ...] = ()
+
+
+class WaitingLeases(Message):
+    """The leases that are at a customer's release agent: placed or attested, and not ending. ``mark`` names this very list."""
+
+    mark: str
+    leases: tuple[LeaseInfo, ...]
 
 
 class NonceRequest(Message):

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from attestation.verify import NodeHistory
     from sandbox.customer.client import Client
     from sandbox.customer.release import Candidate, Decision, ReleaseAgent
+    from sandbox.customer.state import State
     from sandbox.wire import LeaseInfo
 
-IDLE_SECONDS = 0.5
-BUSY_SECONDS = 0.1
-AWAY_SECONDS = 5.0
-"""Between two looks: with nothing to do, with a lease to decide, and while the server is away."""
+AGAIN_SECONDS = 1.0
+"""Until a lease that could not be decided right now is looked at again: another process is at it, or there were too many at once."""
 LOG_SECONDS = 20.0
 """How long one file of the audit log may take."""
 
@@ -63,24 +62,37 @@ def release(
         raise UsageError("--confirm needs a terminal", rule="confirm", seen="no terminal, or --json", wanted="a person who can answer",
                          fix="leave --confirm out to decide by the trust file alone")  # fmt: skip
     me, accepted, folder = identity(key, passphrase_file), trust_file(trust), state()
-    from sandbox.customer.release import ReleaseAgent
+    from sandbox.customer.release import RateLimit, ReleaseAgent
+    from sandbox.customer.service import AT_ONCE, ReleaseService
     from sandbox.customer.state import checked_lease
 
-    with client(server) as control, out.progress("checking a bundle") as progress:
-        control.enrol(me.public.text)
-        agent = ReleaseAgent(
-            control,
-            me,
-            accepted,
-            folder,
-            history=lambda evidence: _history(control, accepted, evidence),
-            confirm=_ask if confirm else None,
-            progress=progress,
-        )
-        out.say(
-            f"release agent of {me.public.fingerprint}: level {accepted.spec.level} or higher, {len(accepted.spec.nodes)} nodes accepted"
-        )
-        decisions = _one(control, agent, checked_lease(lease), out) if lease is not None else _all(control, agent, out, watch=watch)
+    limit, history = RateLimit(), _History(accepted, folder)
+    with out.progress("checking a bundle") as progress:
+
+        def make(control: Client) -> ReleaseAgent:
+            return ReleaseAgent(
+                control,
+                me,
+                accepted,
+                folder,
+                history=lambda evidence: history.of(evidence, control),
+                confirm=_ask if confirm else None,
+                limit=limit,
+                progress=progress,
+            )
+
+        with client(server) as control:
+            control.enrol(me.public.text)
+            nodes = len(accepted.spec.nodes)
+            out.say(f"release agent of {me.public.fingerprint}: level {accepted.spec.level} or higher, {nodes} nodes accepted")
+            if lease is not None:
+                decisions = _one(control, make(control), checked_lease(lease), out)
+        if lease is None:
+            # A person answers on one terminal, one question at a time.
+            service = ReleaseService(
+                lambda: client(server), make, tell=lambda decision: _tell(out, decision), say=out.say, at_once=1 if confirm else AT_ONCE
+            )
+            decisions = service.run(watch=watch)
     _finish(out, decisions, lease)
 
 
@@ -100,54 +112,8 @@ def _one(control: Client, agent: ReleaseAgent, lease: str, out: Console) -> list
 
 
 def _later(control: Client, lease: str) -> LeaseInfo:
-    time.sleep(IDLE_SECONDS)
+    time.sleep(AGAIN_SECONDS)
     return control.lease(lease)
-
-
-def _all(control: Client, agent: ReleaseAgent, out: Console, *, watch: bool) -> list[Decision]:
-    """Decide about every lease that waits for keys; with ``watch`` until interrupted, through any absence of the server."""
-    from sandbox.errors import ServerError
-    from sandbox.lifecycle import LeaseState
-
-    decisions: list[Decision] = []
-    foreign: set[str] = set()
-    away = False
-    while True:
-        pending: list[LeaseInfo] = []
-        try:
-            pending = [*control.leases(LeaseState.PLACED), *control.leases(LeaseState.ATTESTED)]
-            pending = [info for info in pending if info.id not in foreign]
-            found = [decision for info in pending if (decision := _attend(agent, info, foreign, out)) is not None]
-            decisions += [] if watch else found
-            if away:
-                out.say("the server answers again")
-            away = False
-        except ServerError as error:
-            if not watch:
-                raise
-            if not away:
-                out.say(f"{error.message}; going on when it answers")
-            away = True
-        if not watch and not pending:
-            return decisions
-        time.sleep(AWAY_SECONDS if away else BUSY_SECONDS if pending else IDLE_SECONDS)
-
-
-def _attend(agent: ReleaseAgent, info: LeaseInfo, foreign: set[str], out: Console) -> Decision | None:
-    """Attend to one lease among many: what is wrong with it must not keep the others waiting."""
-    from sandbox.errors import NotFoundError, ReleaseError, StateError
-
-    try:
-        decision = agent.attend(info)
-    except ReleaseError as error:
-        foreign.add(info.id)
-        out.say(f"{info.id}  left alone: {error.message}")
-        return None
-    except (StateError, NotFoundError):
-        return None  # it moved on while the agent was at it: there is nothing left to decide
-    if decision is not None:
-        _tell(out, decision)
-    return decision
 
 
 def _tell(out: Console, decision: Decision) -> None:
@@ -202,25 +168,32 @@ def _ask(candidate: Candidate) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def _history(control: Client, accepted: Trust, evidence: Evidence) -> NodeHistory | None:
-    """Read the node's history from the audit log, unless the trust file takes the node's word.
+class _History:
+    """What the audit log says of nodes, unless the trust file takes their word; what was read stays in the state folder.
 
     A log that is not the trusted one is a reason to refuse; one that does not answer right now is not.
     """
-    import httpx
 
-    from attestation.history import read_history
-    from attestation.log.errors import LogFetchError
-    from attestation.log.reader import LogReader
-    from sandbox.errors import ServerError
+    def __init__(self, accepted: Trust, folder: State) -> None:
+        from attestation.history import LogHistory
 
-    if accepted.spec.interlock == "claimed":
-        return None
-    try:
-        with httpx.Client(timeout=LOG_SECONDS) as web:
-            return read_history(LogReader.from_url(f"{control.base}/log", web), accepted, evidence.node)
-    except LogFetchError as error:
-        raise ServerError(f"the audit log cannot be read: {error.message}", **error.details) from error
+        self._log = None if accepted.spec.interlock == "claimed" else LogHistory(accepted, folder.log_file(accepted.spec.log.key))
+
+    def of(self, evidence: Evidence, control: Client) -> NodeHistory | None:
+        """Return the history of the node that made ``evidence``. Raises ``ServerError`` or ``LogError``."""
+        import httpx
+
+        from attestation.log.errors import LogFetchError
+        from attestation.log.reader import LogReader
+        from sandbox.errors import ServerError
+
+        if self._log is None:
+            return None
+        try:
+            with httpx.Client(timeout=LOG_SECONDS) as web:
+                return self._log.of(evidence.node, LogReader.from_url(f"{control.base}/log", web))
+        except LogFetchError as error:
+            raise ServerError(f"the audit log cannot be read: {error.message}", **error.details) from error
 
 
 def _revoke(lease: str | None, server: str | None) -> None:

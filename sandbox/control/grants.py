@@ -53,7 +53,7 @@ def unlock(control: Control, caller: Caller, lease_id: str, envelope: Envelope) 
             else:
                 lease.denials = [each.model_dump() for each in admission.reasons]
                 ask_end(control, session, lease, Outcome.DENIED, actor=SERVER)
-    control.acknowledge(lease_id, f"node:{lease.node}")
+    control.acknowledge(lease_id, f"node:{lease.node}", "waiting")
     if not admission.allowed:
         raise DeniedError(
             "the policy does not allow this job on this node",

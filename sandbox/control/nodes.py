@@ -94,7 +94,7 @@ def take_work(control: Control, caller: Caller, node_id: str, request: PollReque
             session.execute(update(NodeRow).where(NodeRow.id == node_id).values(last_seen=at, stale=False))
     placed = place(control, node_id) if request.accepting else []
     if placed:
-        control.acknowledge(*placed)
+        control.acknowledge("waiting", *placed)
     with control.database.read() as session:
         node = own_node(session, caller, node_id)
         rows = session.scalars(select(LeaseRow).where(LeaseRow.node == node_id, LeaseRow.state.in_(_HELD)).order_by(LeaseRow.created_at))

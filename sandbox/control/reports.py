@@ -68,7 +68,7 @@ def take_report(control: Control, caller: Caller, node_id: str, lease_id: str, e
             _STEPS[report.state](said, lease)
         elif report.state is S.QUARANTINED:
             _make_good(said, lease)
-    control.acknowledge(lease_id, f"node:{node_id}", "queue")
+    control.acknowledge(lease_id, f"node:{node_id}", "queue", "waiting")
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def set_nonce(control: Control, caller: Caller, lease_id: str, nonce: str) -> No
             require_state(lease, S.PLACED)
             lease.nonce = nonce
             lease.updated_at = control.now()
-    control.acknowledge(lease_id, f"node:{lease.node}")
+    control.acknowledge(lease_id, f"node:{lease.node}", "waiting")
 
 
 def refuse(control: Control, caller: Caller, lease_id: str, reasons: tuple[Denial, ...]) -> None:
@@ -222,7 +222,7 @@ def refuse(control: Control, caller: Caller, lease_id: str, reasons: tuple[Denia
             require_state(lease, S.PLACED, S.ATTESTED)
             lease.denials = [each.model_dump() for each in reasons]
             ask_end(control, session, lease, Outcome.DENIED, actor=caller.token)
-    control.acknowledge(lease_id, f"node:{lease.node}")
+    control.acknowledge(lease_id, f"node:{lease.node}", "waiting")
 
 
 def cancel(control: Control, caller: Caller, lease_id: str) -> None:
@@ -254,7 +254,7 @@ def _stop(control: Control, caller: Caller, lease_id: str, outcome: Outcome) -> 
             )
         else:
             ask_end(control, session, lease, outcome if state in KEY_MAY_BE_OUT else Outcome.CANCELLED, actor=caller.token)
-    control.acknowledge(lease_id, f"node:{lease.node}")
+    control.acknowledge(lease_id, f"node:{lease.node}", "waiting")
 
 
 def ask_end(control: Control, session: Session, lease: LeaseRow, outcome: Outcome, *, actor: str) -> None:
@@ -284,7 +284,7 @@ def expire(control: Control, lease_id: str) -> None:
         elif state in {S.PLACED, S.ATTESTED}:
             ask_end(control, session, lease, Outcome.EXPIRED, actor=SERVER)
             lease.deadline = None
-    control.acknowledge(lease_id, f"node:{lease.node}")
+    control.acknowledge(lease_id, f"node:{lease.node}", "waiting")
 
 
 def own_lease(session: Session, caller: Caller, lease_id: str) -> LeaseRow:

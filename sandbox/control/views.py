@@ -7,6 +7,7 @@ import math
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from attestation.canonical import canonical_json, sha256_digest
 from attestation.log.reader import LogReader
 from attestation.receipt import build_receipt
 from attestation.run import RunRecord
@@ -18,7 +19,7 @@ from sandbox.control.story import no_lease
 from sandbox.control.transitions import document
 from sandbox.errors import StateError
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome
-from sandbox.wire import Denial, EvidenceInfo, LeaseInfo, LogChunk, LogPage, Transition
+from sandbox.wire import MAX_PAGE, Denial, EvidenceInfo, LeaseInfo, LogChunk, LogPage, Transition, WaitingLeases
 
 LOG_PAGE_BYTES = 4 * 2**20
 
@@ -54,6 +55,24 @@ def list_leases(control: Control, caller: Caller, state: LeaseState | None, limi
                 (LeaseRow.created_at < last.created_at) | ((LeaseRow.created_at == last.created_at) & (LeaseRow.id < last.id))
             )
         return [_info(session, row) for row in session.scalars(query)]
+
+
+def waiting_leases(control: Control, caller: Caller) -> WaitingLeases:
+    """Return the tenant's leases that wait for its release agent, oldest first."""
+    with control.database.read() as session:
+        query = (
+            select(LeaseRow)
+            .where(
+                LeaseRow.tenant == caller.tenant,
+                LeaseRow.state.in_([LeaseState.PLACED.value, LeaseState.ATTESTED.value]),
+                LeaseRow.ending.is_(None),
+            )
+            .order_by(LeaseRow.created_at, LeaseRow.id)
+            .limit(MAX_PAGE)
+        )
+        leases = tuple(_info(session, row) for row in session.scalars(query))
+    mark = sha256_digest(canonical_json([[lease.id, lease.state.value] for lease in leases]))
+    return WaitingLeases(mark=mark, leases=leases)
 
 
 def _info(session: Session, row: LeaseRow) -> LeaseInfo:

@@ -29,6 +29,7 @@ from sandbox.wire import (
     TokenInfo,
     TokenIssued,
     TokenRequest,
+    WaitingLeases,
     Whoami,
 )
 
@@ -114,6 +115,11 @@ class Client(Connection):
             params["before"] = before
         return self._list("/v1/leases", _LEASES, params)
 
+    def waiting(self, *, mark: str = "", wait: float = 0) -> WaitingLeases:
+        """Return the leases that wait for the release agent; with the last answer's ``mark``, wait at most ``wait`` seconds for others."""
+        params: dict[str, str | int | float] = {"mark": mark, "wait": wait}
+        return self.request("GET", "/v1/leases/waiting", params=params, wait=wait).model(WaitingLeases)
+
     def lease(self, lease: str, *, since: LeaseState | None = None, wait: float = MAX_WAIT_SECONDS) -> LeaseInfo:
         """Return a lease; with ``since``, wait at most ``wait`` seconds until its state is another."""
         if since is None:
@@ -177,7 +183,7 @@ class Client(Connection):
 
     def _list(self, path: str, adapter: TypeAdapter[list[_T]], params: dict[str, str | int | float] | None = None) -> list[_T]:
         try:
-            return adapter.validate_json(self.request("GET", path, params=params).body)
+            return adapter.validate_json(self.request("GET", path, params=params).body, extra="ignore")
         except ValidationError as error:
             first = cast("dict[str, Any]", error.errors(include_url=False, include_input=False)[0])
             raise ServerError(

@@ -59,9 +59,9 @@ class Answer:
     body: bytes
 
     def model(self, model: type[_M]) -> _M:
-        """Parse the body. Raises ``ServerError`` where it is not as agreed."""
+        """Parse the body. Raises ``ServerError`` where it is not as agreed; what a newer server adds is passed over."""
         try:
-            return model.model_validate_json(self.body)
+            return model.model_validate_json(self.body, extra="ignore")
         except ValidationError as error:
             raise _not_agreed(error) from error
 

@@ -16,6 +16,7 @@ crash in between repeats the same decision. Nothing decides on the server's word
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -74,8 +75,25 @@ class Decision:
     again: bool = False
 
 
+class RateLimit:
+    """At most so many decisions in any minute, over all threads that share it."""
+
+    def __init__(self, a_minute: int = DECISIONS_A_MINUTE, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._clock = threading.Lock(), clock
+        self._recent: deque[float] = deque(maxlen=a_minute)
+
+    def take(self) -> bool:
+        """Say whether another decision may be made now; if so, it counts."""
+        with self._lock:
+            now = self._clock()
+            if len(self._recent) == self._recent.maxlen and now - self._recent[0] < 60:
+                return False
+            self._recent.append(now)
+            return True
+
+
 class ReleaseAgent:
-    """Decides about the leases of one identity. Not thread-safe; several processes may run, one of them decides each lease."""
+    """Decides about the leases of one identity, one at a time. Several threads and processes may run one each: a lease is decided once."""
 
     def __init__(
         self,
@@ -86,13 +104,14 @@ class ReleaseAgent:
         *,
         history: History,
         confirm: Callable[[Candidate], bool] | None = None,
+        limit: RateLimit | None = None,
         progress: Progress | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """``confirm`` asks a person; None decides by the trust file alone."""
+        """``confirm`` asks a person; None decides by the trust file alone. Agents of one service share a ``limit``."""
         self._client, self._identity, self._trust, self._state = client, identity, trust, state
         self._history, self._confirm, self._progress, self._now = history, confirm, progress, now
-        self._recent: deque[float] = deque(maxlen=DECISIONS_A_MINUTE)
+        self._limit = limit or RateLimit()
 
     def attend(self, info: LeaseInfo) -> Decision | None:
         """Do what a lease needs now: ask the node, decide, or nothing (None).
@@ -110,9 +129,8 @@ class ReleaseAgent:
             if info.state is LeaseState.PLACED:
                 self._ask(info.id)
                 return None
-            if len(self._recent) == DECISIONS_A_MINUTE and time.monotonic() - self._recent[0] < 60:
+            if not self._limit.take():
                 return None
-            self._recent.append(time.monotonic())
             return self._decide(statement, job, self._client.evidence(info.id))
 
     def _job(self, lease: str) -> tuple[JobStatement, Envelope]:

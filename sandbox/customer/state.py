@@ -123,6 +123,10 @@ class State:
         finally:
             os.close(fd)
 
+    def log_file(self, key: str) -> Path:
+        """Return where the proven part of the audit log with this key is kept."""
+        return self.folder / "logs" / f"{sha256(key.encode()).hexdigest()}.db"
+
     def _upload_path(self, server: str, digest: str) -> Path:
         return self.folder / "uploads" / sha256(f"{server}\n{digest}".encode()).hexdigest()
 

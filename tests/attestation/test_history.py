@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from attestation.errors import LogError
-from attestation.history import node_history, read_history
+from attestation.history import LogHistory, node_history, noted_end
 from attestation.log.leaf import DocumentRef, Leaf
 from attestation.log.note import NoteVerifier
 from attestation.log.places import LogPlaces
@@ -19,7 +19,7 @@ OTHER_NODE = "node-" + "1" * 32
 PROOF = DocumentRef("sha256:" + "1" * 64, DSSE)
 
 
-def leaf(kind, number=0, *, actor=NODE, resource=LEASE, evidence=PROOF):
+def leaf(kind, number=0, *, actor=NODE, resource=LEASE, evidence=PROOF, outcome="done"):
     at = AT + timedelta(seconds=number)
     return Leaf(
         type=kind,
@@ -28,13 +28,14 @@ def leaf(kind, number=0, *, actor=NODE, resource=LEASE, evidence=PROOF):
         actor_ref=actor,
         resource_ref=resource,
         action=kind.partition(".")[2],
-        outcome="done",
+        outcome=outcome,
         evidence=evidence,
     )
 
 
 def history(*leaves):
-    return node_history(list(enumerate(leaves)), NODE, len(leaves))
+    facts = [noted_end(index, each.to_bytes()) for index, each in enumerate(leaves)]
+    return node_history([fact for fact in facts if fact is not None], NODE, len(leaves))
 
 
 @pytest.mark.parametrize("end", ["closed", "cancelled", "denied", "expired"])
@@ -72,17 +73,17 @@ def log(tmp_path):
 
 
 def test_reading_a_log_proves_it_first(log):
-    found = read_history(LogReader.from_dir(log), trust(), NODE)
+    found = LogHistory(trust()).of(NODE, LogReader.from_dir(log))
     assert (found.node, found.size, len(found.wipes)) == (NODE, 600, 200)
 
 
 def test_a_log_by_another_key_or_with_a_changed_entry_is_refused(log):
     foreign = trust(log={"origin": ORIGIN, "key": NoteVerifier(ORIGIN, OTHER_KEY.public).text})
     with pytest.raises(LogError):
-        read_history(LogReader.from_dir(log), foreign, NODE)
+        LogHistory(foreign).of(NODE, LogReader.from_dir(log))
     bundle = next(path for path in (log / "log" / "tile" / "entries").rglob("*") if path.is_file())
     raw = bundle.read_bytes()
     bundle.chmod(0o644)
     bundle.write_bytes(raw.replace(OTHER_NODE.encode(), NODE.encode(), 1))
     with pytest.raises(LogError):
-        read_history(LogReader.from_dir(log), trust(), NODE)
+        LogHistory(trust()).of(NODE, LogReader.from_dir(log))

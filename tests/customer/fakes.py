@@ -50,7 +50,10 @@ class Upload:
 
 @dataclass
 class FakeControl:
-    """``fault`` may answer or raise before the control plane does; ``cut_after`` bytes of each PATCH arrive, then the line breaks."""
+    """``fault`` may answer or raise before the control plane does; ``cut_after`` bytes of each PATCH arrive, then the line breaks.
+
+    ``held`` says of each question for waiting leases whether a real one would have been held open.
+    """
 
     bundles: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
@@ -69,6 +72,7 @@ class FakeControl:
     cut_after: int | None = None
     seen: list[tuple[str, str]] = field(default_factory=list)
     received: int = 0
+    held: list[bool] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
 
     def client(self, *, patience: float = 0.5) -> Client:
@@ -158,6 +162,13 @@ def _listed(control: FakeControl, request: httpx.Request) -> httpx.Response:
     return _json([info for info in control.leases.values() if state in (None, info["state"])])
 
 
+def _waiting(control: FakeControl, request: httpx.Request) -> httpx.Response:
+    found = [info for info in control.leases.values() if info["state"] in ("placed", "attested")]
+    mark = sha256_digest(canonical_json([[info["id"], info["state"]] for info in found]))
+    control.held.append(mark == request.url.params["mark"])
+    return _json({"mark": mark, "leases": found, "added": "by a newer server"})
+
+
 def _policy(control: FakeControl, _request: httpx.Request) -> httpx.Response:
     return _json({"tenant": "lab", "name": "test", "digest": sha256_digest(control.policy), "raw": b64encode(control.policy)})
 
@@ -201,6 +212,7 @@ _ROUTES: tuple[tuple[str, str, Callable[..., httpx.Response]], ...] = (
     ("GET", "/log/vkey", lambda _c, _r: httpx.Response(200, text=f"{LOG_KEY}\n")),
     ("POST", "/v1/leases", FakeControl.submit),
     ("GET", "/v1/leases", _listed),
+    ("GET", "/v1/leases/waiting", _waiting),
     ("GET", _LEASE, _lease),
     ("PUT", f"{_LEASE}/nonce", _nonce),
     ("GET", f"{_LEASE}/evidence", lambda control, _r, lease: _json(control.evidence[lease])),

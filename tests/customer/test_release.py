@@ -12,8 +12,7 @@ from attestation.errors import LogError
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant, grant_info
 from attestation.signing import Envelope, SigningKey, b64decode, b64encode
 from attestation.verify import NodeHistory
-from sandbox.customer import release as module
-from sandbox.customer.release import ReleaseAgent, refusal_error
+from sandbox.customer.release import RateLimit, ReleaseAgent, refusal_error
 from sandbox.customer.state import State
 from sandbox.errors import ReleaseError, ServerError
 from sandbox.sealing.bundle import BundleReader, FileSource
@@ -376,10 +375,9 @@ def test_every_decision_is_written_down_before_it_is_sent(control, state, identi
     assert lines[1]["reasons"][0]["rule"] == "nonce"
 
 
-def test_a_flood_of_decisions_waits(control, state, identity, monkeypatch):
-    monkeypatch.setattr(module, "DECISIONS_A_MINUTE", 2)
+def test_a_flood_of_decisions_waits(control, state, identity):
     leases = [Lease(control, state, identity) for _ in range(3)]
-    agent = leases[0].agent()
+    agent = leases[0].agent(limit=RateLimit(2))
     decisions = [agent.attend(lease.attested(agent)) for lease in leases]
     assert [decision is not None for decision in decisions] == [True, True, False]
 

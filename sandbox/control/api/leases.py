@@ -25,6 +25,7 @@ from sandbox.wire import (
     LogPage,
     NonceRequest,
     Refusal,
+    WaitingLeases,
 )
 
 router = APIRouter(prefix="/v1/leases", tags=["leases"])
@@ -64,6 +65,18 @@ def list_leases(
 ) -> list[LeaseInfo]:
     """List leases, newest first; ``before`` is the last id of the page before."""
     return views.list_leases(control, caller, state, limit, before)
+
+
+@router.get("/waiting")
+async def waiting(control: ControlDep, caller: Customer, wait: Wait = 0, mark: Annotated[str, Query(max_length=80)] = "") -> WaitingLeases:
+    """Show the leases that wait for the release agent; with ``wait`` and the last answer's ``mark``, wait until there are others."""
+
+    async def others() -> WaitingLeases | None:
+        found = await run_in_threadpool(views.waiting_leases, control, caller)
+        return found if found.mark != mark else None
+
+    found = await control.bell.wait_for(("waiting",), others, wait)
+    return found if found is not None else await run_in_threadpool(views.waiting_leases, control, caller)
 
 
 @router.get("/{lease}")
