@@ -75,7 +75,7 @@ class ControlClient:
     def incident(self, lease: str, envelope: Envelope) -> LeaseInfo:
         """Send one signed incident; the same one twice is one."""
         body = IncidentSubmission(incident=envelope.to_json()).model_dump(mode="json")
-        return _parsed(LeaseInfo.model_validate_json, self._call("POST", f"/v1/nodes/{self.node}/leases/{lease}/incidents", json=body))
+        return _parsed(LeaseInfo, self._call("POST", f"/v1/nodes/{self.node}/leases/{lease}/incidents", json=body))
 
     def put_log(self, lease: str, seq: int, chunk: bytes) -> None:
         """Send one sealed log chunk; the same one twice is one."""
