@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from sandbox.cli.console import console, shown
-from sandbox.cli.context import KeyOption, PassphraseOption, identity, state
+from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, identity, state
+from sandbox.cli.stored import Stored, StoredArgument, find, opened
 from sandbox.errors import LimitError, UsageError
 
 MAX_JSON_CAT_BYTES = 64 * 1024 * 1024
@@ -109,7 +110,7 @@ def inspect(file: BundleArgument, key: KeyOption = None, passphrase_file: Passph
 
 
 def cat(
-    file: BundleArgument,
+    bundle: StoredArgument,
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file inside the bundle.")],
     span: Annotated[
         str | None,
@@ -119,15 +120,17 @@ def cat(
     ] = None,
     key: KeyOption = None,
     passphrase_file: PassphraseOption = None,
+    server: ServerOption = None,
 ) -> None:
-    """Print one file from inside a bundle, without reading or decrypting the rest."""
+    """Print one file from inside a bundle, without reading, fetching or decrypting the rest."""
     from attestation.signing import b64encode
-    from sandbox.sealing.bundle import BundleReader, FileSource
+    from sandbox.sealing.bundle import BundleReader
 
     out = console()
+    place = find(bundle, server)
     me = identity(key, passphrase_file)
-    with FileSource(file) as source:
-        reader = BundleReader(source, me)
+    with opened(place) as source:
+        reader = BundleReader(source, me, **(place.insists(me) if isinstance(place, Stored) else {}))
         size = reader.entry(path).size
         start, end = _span(span, size)
         if not out.json:

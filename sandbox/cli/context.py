@@ -41,8 +41,17 @@ PassphraseOption = Annotated[
 @contextmanager
 def client(server: str | None, *, needs_token: bool = True) -> Iterator[Client]:
     """Open a client for ``--server`` or the settings. Raises ``UsageError`` where there is no address or no token."""
-    from sandbox.config import load_settings
     from sandbox.customer.client import Client
+
+    address, token = server_and_token(server, needs_token=needs_token)
+    with Client(address, token or None, waiting=console().say) as opened:
+        yield opened
+
+
+def server_and_token(server: str | None, *, needs_token: bool = True) -> tuple[str, str]:
+    """Return the address of ``--server`` or the settings, and the token. Raises ``UsageError`` where one is missing or unsafe."""
+    from sandbox.config import load_settings
+    from sandbox.customer.http import check_server
 
     settings = load_settings()
     address = server or settings.server
@@ -52,8 +61,7 @@ def client(server: str | None, *, needs_token: bool = True) -> Iterator[Client]:
     if needs_token and not settings.token:
         raise UsageError("there is no token", rule="token", seen="nothing", wanted="SEALRIG_TOKEN or a token in the config file",
                          fix=f"sealrig config login {address}")  # fmt: skip
-    with Client(address, settings.token, waiting=console().say) as opened:
-        yield opened
+    return check_server(address), settings.token or ""
 
 
 def server_named(server: str | None) -> bool:

@@ -1,33 +1,40 @@
-"""``sealrig mount``: a bundle as a read-only folder."""
+"""``sealrig mount``: a bundle, here or on the server, as a read-only folder."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox.cli.bundles import BundleArgument
 from sandbox.cli.console import console
-from sandbox.cli.context import KeyOption, PassphraseOption, identity
+from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, identity
+from sandbox.cli.stored import Stored, StoredArgument, find, mountable, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox.sealing.mount import Mount, Remote
 
 LOOK_SECONDS = 0.2
 
 
 def mount(
-    file: BundleArgument,
+    bundle: StoredArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An empty folder.", exists=True, file_okay=False)],
     key: KeyOption = None,
     passphrase_file: PassphraseOption = None,
+    server: ServerOption = None,
 ) -> None:
     """Show a bundle's files in DIR, decrypted as they are read, until Ctrl-C. A part that does not verify reads as an error."""
     from sandbox.errors import InputError
-    from sandbox.sealing.bundle import BundleReader, FileSource, data_key
-    from sandbox.sealing.mount import Mount
+    from sandbox.sealing.bundle import BundleReader, data_key
+    from sandbox.sealing.mount import Mount, Spare
 
     if find_spec("mfusepy") is None:
         raise ModuleNotFoundError("No module named 'mfusepy'", name="mfusepy")
@@ -39,11 +46,22 @@ def mount(
             wanted="an empty folder",
             fix="name another",
         )
+    place = find(bundle, server)
+    spare = Spare()
+    spare.prepare()  # it starts while this process reads the identity and the index
+    try:
+        me = identity(key, passphrase_file)
+        insists = place.insists(me) if isinstance(place, Stored) else {}
+        with opened(place) as source:
+            reader = BundleReader(source, me, **insists)
+            files, secret = len(reader.entries()), data_key(reader.header, me)
+        _show(place, folder, partial(Mount.start, key=secret, spare=spare, **insists), files)
+    finally:
+        spare.close()
+
+
+def _show(place: Path | Stored, folder: Path, start: Callable[[Path | Remote, Path], Mount], files: int) -> None:
     out = console()
-    me = identity(key, passphrase_file)
-    with FileSource(file) as source:
-        reader = BundleReader(source, me)
-        files, secret = len(reader.entries()), data_key(reader.header, me)
     ended = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -51,12 +69,12 @@ def mount(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    with Mount.start(file, folder, secret) as mounted:
-        out.emit({"bundle": str(file), "path": str(folder), "entries": files}, f"{folder}  {files} entries, read-only")
+    with mountable(place) as bundle, start(bundle, folder) as mounted:
+        out.emit({"bundle": str(place), "path": str(folder), "entries": files}, f"{folder}  {files} entries, read-only")
         out.say("Ctrl-C unmounts it")
         told = 0
         while not ended.wait(LOOK_SECONDS) and mounted.process.poll() is None:
             for problem in mounted.problems[told:]:
-                out.warn(f"{problem.get('path', file)}: {problem.get('message', 'a read failed')}")
-            told = len(mounted.problems)
+                out.warn(f"{problem.get('path', place)}: {problem.get('message', 'a read failed')}")
+                told += 1
     out.say(f"unmounted {folder}")

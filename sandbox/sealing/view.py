@@ -76,22 +76,22 @@ class View:
             self._files.pop(fh, None)
         return 0
 
-    def read(self, path: str, size: int, offset: int, fh: int) -> bytes | ctypes.Array[ctypes.c_char]:
-        """Return bytes of an open file. A segment that does not verify is an I/O error, and is told."""
-        entry = self._files[fh]
+    def read_into(self, path: str, address: int, size: int, offset: int, handle: int) -> int:
+        """Copy bytes of an open file to memory at ``address``; return how many.
+
+        A segment that does not verify is an I/O error, and told.
+        """
+        entry = self._files[handle]
         position, stop = entry.offset + offset, entry.offset + min(offset + size, entry.size)
-        if position >= stop:
-            return b""
-        index, place = segment_at(position)
-        segment = self._segment(path, index)
-        if place + stop - position <= len(segment):
-            # The usual case: libfuse copies straight out of the cached segment.
-            return (ctypes.c_char * (stop - position)).from_buffer(segment, place)
-        data = bytearray(memoryview(segment)[place:])
-        while len(data) < stop - position:
-            index += 1
-            data += memoryview(self._segment(path, index))[: stop - position - len(data)]
-        return (ctypes.c_char * len(data)).from_buffer(data)
+        done = 0
+        while position < stop:
+            index, place = segment_at(position)
+            segment = self._segment(path, index)
+            count = min(stop - position, len(segment) - place)
+            ctypes.memmove(address + done, (ctypes.c_char * count).from_buffer(segment, place), count)
+            position += count
+            done += count
+        return done
 
     def statfs(self, path: str) -> dict[str, int]:  # noqa: ARG002
         """Return the size of the view; nothing is free."""

@@ -7,6 +7,7 @@ order ends. Everything is imported before the order comes, so that a process kep
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -17,8 +18,6 @@ from typing import Any
 
 # libfuse where the loader finds it: looking for it, as the library does, starts a compiler. Where it is elsewhere, let the library look.
 if "FUSE_LIBRARY_PATH" not in os.environ:
-    import ctypes
-
     with contextlib.suppress(OSError):
         ctypes.CDLL("libfuse3.so.3")
         os.environ["FUSE_LIBRARY_PATH"] = "libfuse3.so.3"
@@ -55,6 +54,20 @@ _MAX_ORDER_BYTES = 2**16
 class _Operations(View, mfusepy.Operations):  # type: ignore[misc]  # the library has no types
     """The view, with the library's refusals for everything that writes."""
 
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        """Be there, so that the library asks for reads at all; ``_Fuse`` answers them."""
+        raise NotImplementedError
+
+
+class _Fuse(mfusepy.FUSE):  # type: ignore[misc]  # the library has no types
+    """The library's file system, without its copy of what is read: bytes go from the decrypted segments straight into libfuse's reply."""
+
+    def read(self, path: bytes, reply: Any, size: int, offset: int, info: Any) -> int:  # noqa: ANN401  (ctypes' pointers)
+        """Answer one read."""
+        address = ctypes.cast(reply, ctypes.c_void_p).value or 0
+        view: View = self.operations
+        return view.read_into(path.decode(self.encoding, self.errors), address, size, offset, info.contents.fh)
+
 
 class _Teller:
     """Tells events on stdout; an error that was told is not told again, so that a job cannot flood whoever listens."""
@@ -90,8 +103,9 @@ def serve(order: dict[str, Any], tell: _Teller) -> None:
         threading.Thread(target=_widen_read_ahead, args=(Path(order["folder"]),), daemon=True).start()
         options: dict[str, Any] = {"allow_other": True} if order["allow_other"] else {}
         if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
-            options["max_threads"] = THREADS  # named, because libfuse 3.14 warns of its own default
-        mfusepy.FUSE(
+            # Both named, because libfuse 3.14 warns of its own defaults; and threads that stay need not be made anew.
+            options |= {"max_threads": THREADS, "max_idle_threads": THREADS}
+        _Fuse(
             view, order["folder"], foreground=True, ro=True, nosuid=True, nodev=True, default_permissions=True,
             fsname=source_name(os.getpid()),
             # What is sealed never changes, so the kernel may keep what it saw.

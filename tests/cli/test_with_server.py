@@ -275,3 +275,51 @@ def test_an_upload_survives_a_killed_server_and_no_byte_is_lost(tmp_path):
         rig.start_server()
         assert pushing.process.wait(120) == 0, pushing.text()
         assert carol.json("bundle", "show", digest)["size"] == sealed.stat().st_size
+
+
+# ---- bundles read in place on the server
+
+
+def test_cat_prints_a_file_of_a_bundle_on_the_server(alice, bob, bundle, tmp_path):
+    path, digest = bundle
+    here = alice.run("cat", path, "data").ok().raw
+    assert alice.run("cat", digest, "data").ok().raw == here
+    assert alice.run("cat", digest, "data", "--range", "1000-1999").ok().raw == here[1000:2000]
+    document = alice.json("cat", digest, "data", "--range", "-5")
+    assert (document["size"], document["start"], document["end"]) == (500_000, 499_995, 500_000)
+    assert alice.run("cat", digest, "nothing", "--json").error["code"] == "not-found"
+    for who, what in ((bob, digest), (alice, ABSENT)):
+        assert who.run("cat", what, "data", "--json").error["code"] == "not-found"
+    assert alice.run("cat", "blake3:short", "data", "--json").code == 2
+    assert alice.run("cat", tmp_path / "none", "data", "--json").code == 2
+
+
+def test_a_machine_that_has_not_seen_the_bundle_says_what_it_cannot_know(alice, bundle, tmp_path):
+    _, digest = bundle
+    afresh = {**alice.env, "XDG_STATE_HOME": str(tmp_path / "state")}
+    elsewhere = run("cat", digest, "data", "--range", "0-9", env=afresh).ok()
+    assert "the server's word" in elsewhere.err
+    run("key", "new", tmp_path / "other").ok()
+    sealed = tmp_path / "foreign.sealed"
+    (tmp_path / "f").write_bytes(b"from somebody else")
+    alice.run("seal", tmp_path / "f", "-o", sealed, "--key", tmp_path / "other", "--to", alice.key / "identity.pub").ok()
+    foreign = alice.json("push", sealed)["digest"]
+    assert alice.run("cat", foreign, "f").ok().raw == b"from somebody else"
+    refused = run("cat", foreign, "f", "--json", env=afresh)
+    assert (refused.code, refused.error["details"]["rule"]) == (1, "bundle-signer")
+
+
+@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
+def test_a_bundle_on_the_server_is_mounted(alice, bundle, tmp_path):
+    path, digest = bundle
+    (tmp_path / "mnt").mkdir()
+    mounting = alice.spawn("mount", "mount", digest, tmp_path / "mnt", "--json")
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "mnt" / "data").exists():
+            assert mounting.running, mounting.text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (tmp_path / "mnt" / "data").read_bytes() == alice.run("cat", path, "data").ok().raw
+    finally:
+        assert mounting.stop() == 0
