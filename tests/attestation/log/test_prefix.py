@@ -9,6 +9,7 @@ import pytest
 
 from attestation.log.errors import ForkError, HistoryError, LogStoreError, NoteSignatureError
 from attestation.log.note import NoteVerifier
+from attestation.log.places import LogPlaces
 from attestation.log.prefix import Fact, KeptPrefix
 from attestation.log.reader import LogReader
 from attestation.log.source import FolderSource
@@ -35,7 +36,7 @@ class Counted(FolderSource):
 def grow(folder, start, count, key=KEY, text="x"):
     from tests.attestation.test_history import leaf
 
-    with LogWriter.open(folder, origin=ORIGIN, key=key) as writer:
+    with LogWriter.open(LogPlaces(folder), origin=ORIGIN, key=key) as writer:
         writer.append([leaf("lease.closed", start + number, outcome=text).to_bytes() for number in range(count)])
 
 
