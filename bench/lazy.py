@@ -1,7 +1,11 @@
-"""A mounted bundle against the plain file and an empty FUSE server: ``python -m bench.lazy [--json] [--size 512Mi]``. Needs root, fuse3.
+"""A mounted bundle against the plain file and an empty FUSE server; a bundle on a server against its plain download.
 
-``first byte`` runs from the start of the mounting process to the first byte read, and must not depend on the size. Sequential rows read
-the file once through the kernel's page cache; the null server answers the same requests from memory and does nothing else.
+``python -m bench.lazy [--json] [--size 512Mi] [--large 10Gi]``. Needs root and fuse3, and disk for two files of ``--large``.
+
+``first byte`` runs from the call that mounts to the first byte read, and must not depend on the size: with a process that waits for its
+order, as a node keeps one, and with none. Sequential rows read the file once through the kernel's page cache; the null server answers the
+same requests from memory and does nothing else. ``one file`` is the library's work for ``sealrig cat``, without the start of a program, on
+a bundle that neither the kernel nor the program has seen.
 """
 
 from __future__ import annotations
@@ -13,15 +17,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import httpx
 
 from bench.report import Row, main
 from bench.seal import CHUNK
-from policies.units import parse_size
-from sandbox.sealing.bundle import data_key, read_header, seal
+from policies.units import format_size, parse_size
+from sandbox.customer.client import Client
+from sandbox.customer.state import State
+from sandbox.customer.upload import push
+from sandbox.sealing.bundle import BundleReader, DataKey, FileSource, data_key, read_header, seal
 from sandbox.sealing.keys import Identity
-from sandbox.sealing.mount import Mount
+from sandbox.sealing.mount import Mount, Remote, Spare
 from sandbox.sealing.mountinfo import is_mounted
+from sandbox.sealing.remote import HttpSource, content_url
+from tests.control.server_process import ServerProcess
 
 _NULL = """
 import stat, sys, mfusepy
@@ -31,9 +44,40 @@ class Null(mfusepy.Operations):
     def getattr(self, path, fh=None):
         return {"st_mode": stat.S_IFDIR | 0o755} if path == "/" else {"st_mode": stat.S_IFREG | 0o444, "st_size": size}
     def open(self, path, flags): return 1
-    def read(self, path, count, offset, fh): return data[:count]
-mfusepy.FUSE(Null(), sys.argv[1], foreground=True, ro=True, kernel_cache=True, attr_timeout=86400, entry_timeout=86400)
+    def read(self, path, count, offset, fh): return data if count == len(data) else data[:count]
+mfusepy.FUSE(Null(), sys.argv[1], foreground=True, ro=True, kernel_cache=True, attr_timeout=86400, entry_timeout=86400,
+             max_threads=10, max_idle_threads=10)
 """
+_READ_AHEAD = "1024"
+_SPARE_SECONDS = 2.0
+_ONE = 20
+Times = dict[str, list[float]]
+
+
+@dataclass
+class _Place:
+    """Where everything stands: in RAM, with one server."""
+
+    root: Path
+    size: int
+    who: Identity = field(default_factory=Identity.generate)
+
+    @property
+    def view(self) -> Path:
+        return self.root / "view"
+
+    def seal(self, size: int, folder: Path) -> tuple[Path, DataKey]:
+        """Seal a file of random bytes and a small one."""
+        source = folder / "source"
+        source.mkdir()
+        block = os.urandom(CHUNK)
+        with (source / "data").open("wb") as file:
+            for number in range(size // CHUNK):
+                file.write(block[number % CHUNK :] + block[: number % CHUNK])
+        (source / "small").write_bytes(block[:5000])
+        seal([source], folder / "sealed", recipients=[self.who.public], signer=self.who.signing_key)
+        with (folder / "sealed").open("rb") as file:
+            return folder / "sealed", data_key(read_header(file), self.who)
 
 
 def _read(path: Path) -> float:
@@ -45,14 +89,61 @@ def _read(path: Path) -> float:
     return time.perf_counter() - start
 
 
-def _null(folder: Path, size: int) -> float:
-    process = subprocess.Popen([sys.executable, "-c", _NULL, str(folder), str(size)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not is_mounted(folder):
+def _null(place: _Place) -> float:
+    process = subprocess.Popen([sys.executable, "-c", _NULL, str(place.view), str(place.size)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    while not is_mounted(place.view):
         time.sleep(0.01)
-    seconds = _read(folder / "data")
-    subprocess.run(["umount", str(folder)], check=True)
+    number = place.view.stat().st_dev
+    Path(f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}/read_ahead_kb").write_text(_READ_AHEAD)
+    seconds = _read(place.view / "data")
+    subprocess.run(["umount", str(place.view)], check=True)
     process.wait()
     return seconds
+
+
+def _view(place: _Place, bundle: Path | Remote, key: DataKey, times: Times, name: str, *, spare: Spare | None = None) -> None:
+    """Time the first byte and one pass through the file."""
+    if spare is not None:
+        spare.prepare()
+        time.sleep(_SPARE_SECONDS)
+    start = time.perf_counter()
+    with Mount.start(bundle, place.view, key, spare=spare) as mount:
+        with (place.view / "data").open("rb", buffering=0) as file:
+            file.read(1)
+        times.setdefault(f"first {name}", []).append(time.perf_counter() - start)
+        times.setdefault(name, []).append(_read(place.view / "data"))
+        times.setdefault(f"again {name}", []).append(_read(place.view / "data"))
+    if isinstance(mount.bundle, Remote):
+        mount.bundle.cache.unlink()
+
+
+def _download(remote: Remote) -> float:
+    buffer = 0
+    start = time.perf_counter()
+    headers = {"Authorization": f"Bearer {remote.token}"}
+    with httpx.stream("GET", content_url(remote.server, remote.digest), headers=headers, timeout=600) as answer:
+        for piece in answer.iter_raw(CHUNK):
+            buffer += len(piece)
+    return time.perf_counter() - start
+
+
+def _one_file(open_source: Callable[[], tuple[FileSource | HttpSource, DataKey]]) -> float:
+    start = time.perf_counter()
+    source, key = open_source()
+    reader = BundleReader(source, key)
+    if len(b"".join(reader.read("small"))) != 5000:
+        raise RuntimeError
+    seconds = time.perf_counter() - start
+    reader.close()
+    source.close()
+    return seconds
+
+
+def _cold(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
 
 
 def measure() -> list[Row]:
@@ -60,37 +151,87 @@ def measure() -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, prog="bench.lazy")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--size", type=parse_size, default=512 * 2**20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", type=parse_size, default=10 * 2**30)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    times: dict[str, list[float]] = {"first": [], "view": [], "null": [], "plain": [], "again": []}
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sealrig-bench-") as name:
-        root = Path(name)
-        (root / "view").mkdir()
-        block = os.urandom(CHUNK)
-        with (root / "data").open("wb") as file:
-            for number in range(options.size // CHUNK):
-                file.write(block[number % CHUNK :] + block[: number % CHUNK])
-        who = Identity.generate()
-        seal([root / "data"], root / "sealed", recipients=[who.public], signer=who.signing_key)
-        with (root / "sealed").open("rb") as file:
-            key = data_key(read_header(file), who)
-        for _ in range(options.rounds):
-            start = time.perf_counter()
-            with Mount.start(root / "sealed", root / "view", key):
-                with (root / "view" / "data").open("rb", buffering=0) as file:
-                    file.read(1)
-                times["first"].append(time.perf_counter() - start)
-                times["view"].append(_read(root / "view" / "data"))
-                times["again"].append(_read(root / "view" / "data"))
-            times["null"].append(_null(root / "view", options.size))
-            times["plain"].append(_read(root / "data"))
+        rows = _views(_Place(Path(name), options.size), options.rounds)
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sealrig-bench-") as name:
+        rows += _files(_Place(Path(name), 0), options.large)
+    return rows
+
+
+def _served(place: _Place, sealed: Path) -> tuple[ServerProcess, Remote]:
+    server = ServerProcess(place.root)
+    customer = server.customer()
+    address = str(server.http.base_url)
+    with Client(address, customer.token) as client:
+        digest = push(client, sealed, State(place.root / "state")).digest
+    return server, Remote(address, customer.token, digest, place.root / "fetched", 2**40)
+
+
+def _views(place: _Place, rounds: int) -> list[Row]:
+    place.view.mkdir()
+    sealed, key = place.seal(place.size, place.root)
+    server, remote = _served(place, sealed)
+    times: Times = {}
+    try:
+        for _ in range(rounds):
+            _view(place, sealed, key, times, "from nothing")
+            _view(place, sealed, key, times, "view", spare=Spare())
+            times.setdefault("null", []).append(_null(place))
+            times.setdefault("plain", []).append(_read(place.root / "source" / "data"))
+            _view(place, remote, key, times, "remote", spare=Spare())
+            times.setdefault("download", []).append(_download(remote))
+    finally:
+        server.close()
     middle = {what: statistics.median(found) for what, found in times.items()}
-    speed = {what: options.size / seconds / 1e9 for what, seconds in middle.items()}
+    speed = {what: place.size / seconds / 1e9 for what, seconds in middle.items()}
     return [
-        Row("first byte, from nothing", middle["first"] * 1000, "ms", at_most=100),
+        Row("first byte, a process waits for its order", middle["first view"] * 1000, "ms", at_most=100),
+        Row("first byte, from nothing", middle["first from nothing"] * 1000, "ms", at_most=100),
+        Row("first byte of a bundle on a server, a process waits", middle["first remote"] * 1000, "ms", at_most=100),
         Row("sequential", speed["view"], "GB/s", "null FUSE server", speed["null"], at_least=1),
         Row("sequential", speed["view"], "GB/s", "plain file", speed["plain"]),
-        Row("sequential, cached by the kernel", speed["again"], "GB/s", "plain file", speed["plain"]),
+        Row("sequential, cached by the kernel", speed["again view"], "GB/s", "plain file", speed["plain"]),
+        Row("sequential, of a bundle on a server", speed["remote"], "GB/s", "plain download", speed["download"]),
+    ]
+
+
+def _files(place: _Place, size: int) -> list[Row]:
+    sealed, key = place.seal(size, place.root)
+    (place.root / "source" / "data").unlink()
+    kept = sealed.stat().st_size
+    fetched: list[int] = []
+
+    def here() -> tuple[FileSource | HttpSource, DataKey]:
+        return FileSource(sealed), key
+
+    def there() -> tuple[FileSource | HttpSource, DataKey]:
+        source = HttpSource(content_url(remote.server, remote.digest), remote.token, remote.digest, patience=5)
+        opened.append(source)
+        return source, key
+
+    opened: list[HttpSource] = []
+    local = []
+    for _ in range(_ONE):
+        _cold(sealed)
+        local.append(_one_file(here))
+    server, remote = _served(place, sealed)
+    stored = next((place.root / "data" / "bundles").glob("*/*.bundle"), sealed)
+    try:
+        over = []
+        for _ in range(_ONE):
+            _cold(stored)
+            over.append(_one_file(there))
+            fetched.append(opened[-1].fetched)
+    finally:
+        server.close()
+    what = f"of a bundle of {format_size(kept)}"
+    return [
+        Row(f"one file {what}, cold", statistics.median(local) * 1000, "ms", at_most=100),
+        Row(f"one file {what}, over HTTP, cold", statistics.median(over) * 1000, "ms", at_most=100),
+        Row(f"one file {what}, over HTTP: bytes fetched", max(fetched) / 2**20, "MiB", "the whole", kept / 2**20),
     ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine import ensure_engine
 from environment import ensure_environment
+from node import ensure_node_packages
 from system import Refusal, ensure_test_tools, ensure_tools, prefix_root, run
 
 _MACHINE = "docker or root"
@@ -41,6 +42,7 @@ def test(words: Sequence[str]) -> int:
     one pytest runs them, without coverage: a chosen part says nothing about the whole.
     """
     ensure_test_tools()  # before the engine starts, which takes up runsc where there is one
+    _node_packages()
     _machine()
     env = _environment()
     pytest = prefix_root([str(_bin("python")), "-m", "pytest"])
@@ -100,6 +102,14 @@ def _machine() -> None:
     ensure_environment(ROOT)
     if host:
         os.environ["DOCKER_HOST"] = host
+
+
+def _node_packages() -> None:
+    """Fetch what tests run under Node.js; a machine where that fails is told of, and its tests say what they leave out."""
+    try:
+        ensure_node_packages(ROOT)
+    except Refusal as refusal:
+        sys.stderr.write(f"dev: going on without packages for Node.js: {refusal}\n")
 
 
 def _bin(name: str) -> Path:

@@ -28,6 +28,8 @@ TEST_TOOLS = {
     "apparmor_parser": "apparmor",
     "chromium": "chromium",
     "go": "golang-go golang-golang-x-mod-dev",
+    "node": "nodejs",
+    "npm": "npm",
     "pg_lsclusters": "postgresql",
     "runsc": "runsc",
     "swtpm": "swtpm",

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "deploy" / "dev"))
 
 import engine  # noqa: E402  (a folder that Python runs, not a package)
 import environment  # noqa: E402
+import node  # noqa: E402
 import system  # noqa: E402
 
 
@@ -131,3 +132,27 @@ def test_a_wrong_command_line_is_said(words, code):
     assert done.returncode == code
     assert done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_packages_for_node_are_fetched_once_as_their_lock_file_says(monkeypatch, tmp_path):
+    source = tmp_path / "deploy" / "dev" / "npm"
+    source.mkdir(parents=True)
+    for name in node.FILES:
+        (source / name).write_text("{}")
+    npm = tmp_path / "npm"
+    npm.write_text('#!/bin/sh\necho "$@" >> "$3/asked"\nmkdir -p "$3/node_modules"\n')
+    npm.chmod(0o755)
+    monkeypatch.setattr(node, "find", lambda _name: str(npm))
+    node.ensure_node_packages(tmp_path)
+    node.ensure_node_packages(tmp_path)
+    assert (tmp_path / ".dev" / "asked").read_text().count("ci --prefix") == 1
+    (source / "package-lock.json").write_text("{ }")
+    node.ensure_node_packages(tmp_path)
+    assert (tmp_path / ".dev" / "asked").read_text().count("--ignore-scripts") == 2
+    npm.write_text("#!/bin/sh\nexit 1\n")
+    (source / "package.json").write_text("{ }")
+    with pytest.raises(system.Refusal, match="npm could not fetch"):
+        node.ensure_node_packages(tmp_path)
+    monkeypatch.setattr(node, "find", lambda _name: None)
+    with pytest.raises(system.Refusal, match="npm is missing"):
+        node.ensure_node_packages(tmp_path)
