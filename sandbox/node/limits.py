@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sandbox.lifecycle import Outcome
+from sandbox.node.oom import MemoryKill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,9 +15,8 @@ if TYPE_CHECKING:
     from sandbox.node.engine import Exit
 
 KILLED = 137
-_FULL_SHARE = 32
-_FULL_BYTES = 2**20
-"""A file system with less than this and less than a 32nd left has refused a write, or is about to: programs write in large pieces."""
+_FULL_BYTES = 64 * 1024
+"""A file system with less than this left has refused a write, or is about to: a write that does not fit fills what there is first."""
 _ENTRY_BYTES = 2048
 """What an entry costs in a sealed result beside its content and its name: headers, and its line in the index."""
 _SPARE_BYTES = 64 * 2**20
@@ -34,30 +34,37 @@ class Verdict:
 
 
 def judge(
-    end: Exit | None, *, stopped: Verdict | None, scratch_full: bool, output_bytes: int, output_max: int, overhead: int = 0
+    end: Exit | None,
+    *,
+    stopped: Verdict | None,
+    memory: MemoryKill | None = None,
+    scratch_full: bool,
+    output_bytes: int,
+    output_max: int,
+    overhead: int = 0,
 ) -> Verdict:
     """Return the verdict. ``stopped`` is why we ended the job ourselves, if we did; ``end`` is what the engine says. Pure.
 
-    ``overhead`` is what the output's names and headers will take (``tree_overhead``).
+    ``memory`` is what the kernel says, which knows better than the engine whose memory it was. Nothing is inferred from exit code 137:
+    a program may end with it by itself. ``overhead`` is what the output's names and headers will take (``tree_overhead``).
     """
     if stopped is not None:
         return Verdict(stopped.outcome, end.exit_code if end else None, stopped.limit, stopped.detail)
     if end is None:
         return Verdict(Outcome.NODE_FAILURE, None, None, "the job never ended by itself")
     code = end.exit_code
-    if end.oom_killed and code != 0:
-        return Verdict(Outcome.MEMORY_LIMIT, code, "memory", "the job was killed because it used more memory than it may")
-    if code == KILLED:
-        # Engines sometimes miss the kernel's word, so this is inferred, and the detail says so: a program may also end like this by itself.
-        seen = "the job ended with exit code 137 (SIGKILL); the engine did not say why, most likely it used more memory than it may"
-        return Verdict(Outcome.MEMORY_LIMIT, code, "memory", seen)
+    if code != 0 and memory is MemoryKill.HOST:
+        return Verdict(Outcome.NODE_FAILURE, code, None, "the node ran out of memory, and its kernel ended the job")
+    if code != 0 and (memory is MemoryKill.JOB or end.oom_killed):
+        return Verdict(Outcome.MEMORY_LIMIT, code, "memory", "the kernel killed a process of the job, which used more memory than it may")
     if scratch_full and code != 0:
         return Verdict(Outcome.DISK_LIMIT, code, "scratch", "the job's scratch space was full")
     if problem := too_large(output_bytes, overhead, output_max):
         return Verdict(Outcome.OUTPUT_LIMIT, code, "output", problem)
     if code == 0:
         return Verdict(Outcome.SUCCEEDED, 0, None, "")
-    return Verdict(Outcome.FAILED, code, None, end.error or f"the job ended with exit code {code}")
+    unknown = "; neither the engine nor the kernel's log says that memory was its limit" if code == KILLED else ""
+    return Verdict(Outcome.FAILED, code, None, end.error or f"the job ended with exit code {code}{unknown}")
 
 
 def too_large(output_bytes: int, overhead: int, output_max: int) -> str:
@@ -72,8 +79,7 @@ def too_large(output_bytes: int, overhead: int, output_max: int) -> str:
 def is_full(place: Path) -> bool:
     """Say whether a file system has no room, or no inodes, left."""
     state = os.statvfs(place)
-    left, room = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
-    return left < min(_FULL_BYTES, room // _FULL_SHARE) or (state.f_files > 0 and state.f_ffree == 0)
+    return state.f_bavail * state.f_frsize < _FULL_BYTES or (state.f_files > 0 and state.f_ffree == 0)
 
 
 def tree_bytes(folder: Path) -> int:

@@ -13,6 +13,7 @@ from sandbox.node import egress, limits, output
 from sandbox.node.inbox import Ended
 from sandbox.node.limits import Verdict
 from sandbox.node.logs import LogStream
+from sandbox.node.oom import KernelLog
 from sandbox.node.steps import Launched, Ran, Story
 from sandbox.sealing.logs import LogSealer
 
@@ -33,7 +34,7 @@ def run(story: Story, launched: Launched) -> Ran:
     )
     story.account.logs = logs
     story.go_on()
-    with node.engine.attached(launched.container) as frames:
+    with node.engine.attached(launched.container) as frames, KernelLog() as kernel:
         reader = threading.Thread(target=logs.take, args=(frames,), name=f"logs-{story.lease[-8:]}", daemon=True)
         reader.start()
         story.journal.write("state", state=LeaseState.RUNNING, container=launched.container)
@@ -41,8 +42,9 @@ def run(story: Story, launched: Launched) -> Ran:
         started = time.monotonic()
         story.account.started_at = datetime.now(UTC)
         story.reporter.send(LeaseState.RUNNING)
-        end, stopped, full = _watch(story, launched, reader, started + plan.lease_seconds)
+        end, stopped, full = _watch(story, launched, reader, kernel, started + plan.lease_seconds)
         reader.join(END_SECONDS)
+        memory = kernel.kill_of(launched.container)
     refused = _blocked(node, plan, logs)
     for view in story.account.views:
         for problem in view.problems[:16]:
@@ -50,7 +52,9 @@ def run(story: Story, launched: Launched) -> Ran:
     logs.finish()
     story.account.exit_code = end.exit_code if end else None
     size, overhead = limits.tree_bytes(story.folder.out), limits.tree_overhead(story.folder.out)
-    verdict = limits.judge(end, stopped=stopped, scratch_full=full, output_bytes=size, output_max=plan.output_max_size, overhead=overhead)
+    verdict = limits.judge(
+        end, stopped=stopped, memory=memory, scratch_full=full, output_bytes=size, output_max=plan.output_max_size, overhead=overhead
+    )
     excess = limits.too_large(size, overhead, plan.output_max_size)
     told = "; ".join(filter(None, (verdict.detail, excess if excess != verdict.detail else "", refused)))
     return Ran(launched.attested, replace(verdict, detail=told), collectable=not excess)
@@ -67,12 +71,15 @@ def _blocked(node: Node, plan: LaunchPlan, logs: LogStream) -> str:
     return f"blocked packets to {len(found)} addresses: {shown}" if found else ""
 
 
-def _watch(story: Story, launched: Launched, reader: threading.Thread, deadline: float) -> tuple[Exit | None, Verdict | None, bool]:
+def _watch(
+    story: Story, launched: Launched, reader: threading.Thread, kernel: KernelLog, deadline: float
+) -> tuple[Exit | None, Verdict | None, bool]:
     """Return the engine's word on the end, our own reason if we stopped the job, and whether its scratch was ever full."""
     engine, stopped, full = story.node.engine, None, False
     while reader.is_alive():
         reader.join(WATCH_SECONDS)
         full = full or limits.is_full(story.folder.work)
+        kernel.look()
         if time.monotonic() >= deadline:
             stopped = Verdict(Outcome.TIME_LIMIT, None, "time", f"the lease's {launched.attested.plan.lease_seconds} s are over")
         else:
@@ -83,7 +90,8 @@ def _watch(story: Story, launched: Launched, reader: threading.Thread, deadline:
         if stopped is not None:
             engine.kill(launched.container)
             break
-    return _last_word(story, launched, deadline), stopped, full
+    end = _last_word(story, launched, deadline)
+    return end, stopped, full or limits.is_full(story.folder.work)  # a short job may have ended before the first look
 
 
 def _last_word(story: Story, launched: Launched, deadline: float) -> Exit | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import logs
+from sandbox.node.engine import Engine
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -52,6 +54,19 @@ def test_time_of_a_job_that_closed_its_output(node_rig):
 @pytest.mark.parametrize("kind", ["tmpfs", "fscrypt"])
 def test_memory(node_rig, kind):
     node_rig.control.policy = node_rig.control.policy + f"  scratch: {{kind: {kind}}}\n".encode()
+    lease = _ran(node_rig, "dd if=/dev/zero of=/dev/null bs=500M count=1", resources={"memory": "32Mi"})
+    assert (lease.outcome, lease.exit_code) == (Outcome.MEMORY_LIMIT, 137)
+
+
+def test_exit_code_137_alone_is_no_memory_limit(node_rig):
+    lease = _ran(node_rig, "sh -c 'kill -9 $$'; exit $?")
+    assert (lease.outcome, lease.exit_code) == (Outcome.FAILED, 137)
+    assert "neither the engine nor the kernel's log says that memory was its limit" in lease.detail
+
+
+def test_the_kernels_word_on_memory_is_enough(node_rig, monkeypatch):
+    word = Engine.state
+    monkeypatch.setattr(Engine, "state", lambda self, container: (end := word(self, container)) and replace(end, oom_killed=False))
     lease = _ran(node_rig, "dd if=/dev/zero of=/dev/null bs=500M count=1", resources={"memory": "32Mi"})
     assert (lease.outcome, lease.exit_code) == (Outcome.MEMORY_LIMIT, 137)
 
