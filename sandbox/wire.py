@@ -22,6 +22,8 @@ MAX_LOG_CHUNK_BYTES = 256 * 1024
 MAX_WAIT_SECONDS = 30
 """The longest a long-polling request is held open."""
 MAX_PAGE = 500
+MAX_CHANGES = 100
+"""Of policies, in one answer: each brings its document."""
 
 REPORT_PAYLOAD_TYPE = "application/vnd.sealrig.report+json"
 
@@ -132,6 +134,18 @@ class PolicyChange(PolicyInfo):
     before: Sha256Digest
     diff: str
     queued: tuple[QueueEffect, ...] = ()
+
+
+class LoggedPolicyChange(Message):
+    """A change of a tenant's policy as the audit log has it; ``document`` is what the entry names as evidence, in its exact bytes."""
+
+    tenant: TenantName
+    log_index: int
+    at: UtcTime
+    actor: str
+    before: Sha256Digest | None
+    after: Sha256Digest
+    document: Base64
 
 
 # ---- bundles

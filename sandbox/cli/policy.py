@@ -56,12 +56,18 @@ def check(policy: _PolicyPlace) -> None:
 
 @app.command()
 def show(
-    policy: Annotated[str | None, typer.Argument(metavar="[FILE]", help="A policy file, or profile:NAME; left out: the server's.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", help="A policy file, profile:NAME, or a digest the server knows; left out: yours."),
+    ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", help="Whose policy on the server (operator, auditor).")] = None,
     server: ServerOption = None,
 ) -> None:
-    """Print the exact text of a policy: the one that holds for you on the server, a file, or a shipped profile to start from."""
-    loaded = policy_at(policy) if policy is not None else _from_server(server, tenant)
+    """Print the exact text of a policy: the one that holds on the server, one that held (by digest), a file, or a shipped profile."""
+    if policy is not None and is_sha256_digest(policy):
+        loaded = _by_digest(server, policy)
+    else:
+        loaded = policy_at(policy) if policy is not None else _from_server(server, tenant)
     text = loaded.raw.decode("utf-8")
     console().emit({"name": loaded.name, "digest": loaded.digest, "raw": text}, text.rstrip("\n"))
 
@@ -146,10 +152,19 @@ def _from_server(server: str | None, tenant: str | None) -> LoadedPolicy:
     """Fetch a policy; its digest is computed here, from the bytes, and must be the one that the server tells."""
     with client(server) as control:
         told = control.policy(tenant)
-    loaded = load_policy(b64decode(told.raw))
-    if loaded.digest != told.digest:
+    return _of_digest(b64decode(told.raw), told.digest)
+
+
+def _by_digest(server: str | None, digest: str) -> LoadedPolicy:
+    with client(server) as control:
+        return _of_digest(control.policy_text(digest), digest)
+
+
+def _of_digest(raw: bytes, digest: str) -> LoadedPolicy:
+    loaded = load_policy(raw)
+    if loaded.digest != digest:
         raise ServerError("the server tells another digest than its policy has", rule="policy-digest", seen=loaded.digest,
-                          wanted=told.digest, fix="report this to the operator, and do not submit")  # fmt: skip
+                          wanted=digest, fix="report this to the operator, and do not submit")  # fmt: skip
     return loaded
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import cast
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from sandbox.control.core import Control
-from sandbox.control.database.models import PolicyRow, TenantRow, TokenRow
+from sandbox.control.database.models import TenantRow, TokenRow
+from sandbox.control.policy_changes import keep_policy, record_change
 from sandbox.errors import AuthenticationError, NotFoundError
 from sandbox.model import new_id
 from sandbox.wire import Role, TokenInfo, TokenIssued, TokenRequest
@@ -85,7 +86,7 @@ def issue_token(control: Control, request: TokenRequest, *, actor: str, secret: 
         revoked_at=None,
     )
     with control.database.write() as session:
-        tenant = ensure_tenant(control, session, request.tenant)
+        tenant = ensure_tenant(control, session, request.tenant, actor=actor)
         session.add(row)
         control.journal.record(session, "token.issued", actor=actor, tenant_ref=tenant.ref, resource=row.id, at=at, outcome=row.role)
     control.acknowledge()
@@ -114,27 +115,21 @@ def revoke_token(control: Control, token: str, *, actor: str) -> TokenInfo:
     return token_info(row)
 
 
-def ensure_tenant(control: Control, session: Session, name: str) -> TenantRow:
-    """Return the tenant, made with the server's default policy where it is new."""
+def ensure_tenant(control: Control, session: Session, name: str, *, actor: str) -> TenantRow:
+    """Return the tenant, made with the server's default policy where it is new; that it holds from now on is in the audit log."""
     row = session.get(TenantRow, name)
     if row is not None:
         return row
     policy, at = control.settings.policy, control.now()
-    ensure_policy(session, policy.digest, policy.name, policy.raw, at)
+    keep_policy(session, policy, at)
     row = TenantRow(
         name=name, ref=f"tenant-{secrets.token_hex(16)}", policy=policy.digest, policy_pinned=False,
         quota=control.settings.limits.tenant_quota_bytes, created_at=at,
     )  # fmt: skip
     session.add(row)
     session.flush()
+    record_change(control.journal, session, row, None, policy, actor=actor, at=at)
     return row
-
-
-def ensure_policy(session: Session, digest: str, name: str, raw: bytes, at: datetime) -> None:
-    """Keep a policy's exact bytes."""
-    if session.get(PolicyRow, digest) is None:
-        session.add(PolicyRow(digest=digest, name=name, raw=raw, created_at=at))
-        session.flush()
 
 
 def token_info(row: TokenRow) -> TokenInfo:

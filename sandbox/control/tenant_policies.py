@@ -1,4 +1,4 @@
-"""Which policy applies to which tenant. Policies are bound by the operator; a change is in the audit log before it counts.
+"""Which policy applies to which tenant. The operator binds them; a change is in the audit log, with its author, before it counts.
 
 A lease that a node has touched keeps the policy it was admitted under. A lease that still waits keeps it too, unless the new policy
 would deny it: then it is denied with the new policy's reasons. A dry run says beforehand which ones.
@@ -6,25 +6,22 @@ would deny it: then it is denied with the new policy's reasons. A dry run says b
 
 from __future__ import annotations
 
-import difflib
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from attestation.log.leaf import DocumentRef
+from attestation.policy_change import unified_diff
 from attestation.signing import Envelope, b64encode
 from policies.loader import LoadedPolicy, load_policy
-from sandbox.control.access import SERVER, Caller, ensure_policy, ensure_tenant
+from sandbox.control.access import SERVER, Caller, ensure_tenant
 from sandbox.control.admission import admit
 from sandbox.control.core import Control
-from sandbox.control.database.models import LeaseRow, PolicyRow, TenantRow
-from sandbox.control.transitions import POLICY_MEDIA, advance, document, document_ref
+from sandbox.control.database.models import EventRow, LeaseRow, PolicyChangeRow, PolicyRow, TenantRow
+from sandbox.control.policy_changes import keep_policy, record_change
+from sandbox.control.transitions import advance, document, document_ref
 from sandbox.errors import InputError, NotFoundError
 from sandbox.job import parse_statement
 from sandbox.lifecycle import BEFORE_NODE, LeaseState, Outcome
-from sandbox.wire import PolicyChange, PolicyInfo, QueueEffect
-
-MAX_DIFF_LINES = 400
+from sandbox.wire import LoggedPolicyChange, PolicyChange, PolicyInfo, QueueEffect
 
 
 def show_policy(control: Control, tenant: str) -> PolicyInfo:
@@ -49,6 +46,61 @@ def _info(session: Session, tenant: TenantRow) -> PolicyInfo:
     return PolicyInfo(tenant=tenant.name, name=policy.name, digest=policy.digest, raw=b64encode(policy.raw))
 
 
+def list_changes(control: Control, tenant: str, *, limit: int, before: int | None = None) -> list[LoggedPolicyChange]:
+    """Return the changes of a tenant's policy, newest first; ``before`` is the log index to go on from."""
+    query = (
+        select(PolicyChangeRow, EventRow)
+        .join(EventRow, PolicyChangeRow.event == EventRow.id)
+        .where(PolicyChangeRow.tenant == tenant, EventRow.log_index.is_not(None))
+        .order_by(PolicyChangeRow.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(EventRow.log_index < before)
+    with control.database.read() as session:
+        return [
+            LoggedPolicyChange(
+                tenant=tenant,
+                log_index=event.log_index or 0,
+                at=event.occurred_at,
+                actor=event.actor,
+                before=change.before,
+                after=change.after,
+                document=b64encode(change.data),
+            )
+            for change, event in session.execute(query)
+        ]
+
+
+def policy_text(control: Control, caller: Caller, digest: str) -> bytes:
+    """Return a policy's exact bytes; a customer sees those that hold or held for its tenant. Raises ``NotFoundError``."""
+    with control.database.read() as session:
+        row = session.get(PolicyRow, digest)
+        holds = select(TenantRow.name).where(TenantRow.name == caller.tenant, TenantRow.policy == digest)
+        held = select(PolicyChangeRow.tenant).where(PolicyChangeRow.tenant == caller.tenant, PolicyChangeRow.after == digest)
+        if row is not None and (caller.sees_all or session.scalars(holds.union_all(held).limit(1)).first() is not None):
+            return row.raw
+    raise NotFoundError(
+        "no such policy", rule="policy-digest", seen=digest[:80], wanted="a policy that holds or held for a tenant of yours",
+        fix="see 'sealrig policy history'",
+    )  # fmt: skip
+
+
+def change_document(control: Control, caller: Caller, digest: str) -> bytes:
+    """Return the document of a change in its exact bytes; a customer sees those of its tenant. Raises ``NotFoundError``."""
+    query = select(PolicyChangeRow.data).where(PolicyChangeRow.digest == digest).limit(1)
+    if not caller.sees_all:
+        query = query.where(PolicyChangeRow.tenant == caller.tenant)
+    with control.database.read() as session:
+        raw = session.scalar(query)
+    if raw is None:
+        raise NotFoundError(
+            "no such change of a policy", rule="policy-change", seen=digest[:80], wanted="the evidence of a policy.applied entry",
+            fix="see 'sealrig policy history'",
+        )  # fmt: skip
+    return raw
+
+
 def apply_policy(control: Control, caller: Caller, tenant: str, raw: bytes, *, dry_run: bool) -> PolicyChange:
     """Bind a policy to a tenant, or only say what that would do. Raises ``PolicyError`` for bytes that are no policy."""
     loaded = load_policy(raw)
@@ -59,7 +111,7 @@ def apply_policy(control: Control, caller: Caller, tenant: str, raw: bytes, *, d
             raise NotFoundError(
                 "no such tenant", rule="tenant", seen=tenant[:80], wanted="a tenant with a token", fix="see 'sealrig token list'"
             )
-        row = row or ensure_tenant(control, session, tenant)
+        row = row or ensure_tenant(control, session, tenant, actor=caller.token)
         before = session.get_one(PolicyRow, row.policy)
         leases = list(
             session.scalars(
@@ -94,41 +146,22 @@ def apply_policy(control: Control, caller: Caller, tenant: str, raw: bytes, *, d
         raw=b64encode(raw),
         applied=not dry_run,
         before=before.digest,
-        diff=_diff(before, loaded),
+        diff=unified_diff(before.raw, loaded.raw, before.digest, loaded.digest),
         queued=tuple(effect for _, effect in effects),
     )
 
 
 def _bind(control: Control, session: Session, row: TenantRow, loaded: LoadedPolicy, *, actor: str, pinned: bool = True) -> None:
-    at = control.now()
-    ensure_policy(session, loaded.digest, loaded.name, loaded.raw, at)
+    at, before = control.now(), session.get_one(PolicyRow, row.policy).raw
+    keep_policy(session, loaded, at)
     row.policy, row.policy_pinned = loaded.digest, pinned
-    control.journal.record(
-        session,
-        "policy.applied",
-        actor=actor,
-        tenant_ref=row.ref,
-        resource=loaded.digest,
-        at=at,
-        evidence=DocumentRef(loaded.digest, POLICY_MEDIA),
-    )
+    record_change(control.journal, session, row, before, loaded, actor=actor, at=at)
 
 
 def _effect(session: Session, lease: LeaseRow, loaded: LoadedPolicy) -> QueueEffect:
     job = document(session, lease.id, "job") or b""
     admission = admit(loaded.raw, parse_statement(Envelope.from_bytes(job).payload), lease.tenant, None)
     return QueueEffect(lease=lease.id, name=lease.name, allowed=admission.allowed, reasons=admission.reasons)
-
-
-def _diff(before: PolicyRow, after: LoadedPolicy) -> str:
-    lines = difflib.unified_diff(
-        before.raw.decode(errors="replace").splitlines(),
-        after.raw.decode(errors="replace").splitlines(),
-        before.digest,
-        after.digest,
-        lineterm="",
-    )
-    return "\n".join(list(lines)[:MAX_DIFF_LINES])
 
 
 def require_safe(control: Control, policy: LoadedPolicy) -> None:

@@ -20,6 +20,7 @@ from sandbox.wire import (
     IdentityEnrolment,
     LeaseInfo,
     LeaseSubmission,
+    LoggedPolicyChange,
     LogPage,
     NodeInfo,
     NonceRequest,
@@ -38,6 +39,7 @@ _T = TypeVar("_T")
 _BUNDLES = TypeAdapter(list[BundleInfo])
 _LEASES = TypeAdapter(list[LeaseInfo])
 _NODES = TypeAdapter(list[NodeInfo])
+_CHANGES = TypeAdapter(list[LoggedPolicyChange])
 _POLICIES = TypeAdapter(list[PolicyInfo])
 _TOKENS = TypeAdapter(list[TokenInfo])
 
@@ -78,8 +80,19 @@ class Client(Connection):
 
     def apply_policy(self, tenant: str, raw: bytes, *, dry_run: bool = False) -> PolicyChange:
         """Make exact bytes the policy of a tenant, or only say what that would do (operator)."""
-        path = f"/v1/policies/{_part(tenant)}{'?dry_run=true' if dry_run else ''}"
-        return self.request("PUT", path, json={"raw": b64encode(raw)}).model(PolicyChange)
+        params = {"dry_run": "true"} if dry_run else None
+        return self.request("PUT", f"/v1/policies/{_part(tenant)}", json={"raw": b64encode(raw)}, params=params).model(PolicyChange)
+
+    def policy_text(self, digest: str) -> bytes:
+        """Return a policy's exact bytes by their digest; the caller checks them against it."""
+        return self.request("GET", f"/v1/policy/{_part(digest)}").body
+
+    def policy_changes(self, tenant: str | None = None, *, limit: int = 20) -> list[LoggedPolicyChange]:
+        """Return the newest changes of the policy of the token's tenant, or of ``tenant`` (operator, auditor)."""
+        params: dict[str, str | int | float] = {"limit": limit}
+        if tenant is not None:
+            params["tenant"] = tenant
+        return self._list("/v1/policy-changes", _CHANGES, params)
 
     # ---- bundles
 

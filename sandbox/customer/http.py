@@ -135,7 +135,13 @@ class Connection:
         pause = FIRST_PAUSE
         while True:
             request = self._client.build_request(
-                method, path, json=json, content=content, headers=dict(headers or {}), params=dict(params or {}), timeout=timeout
+                method,
+                path,
+                json=json,
+                content=content,
+                headers=dict(headers or {}),
+                params=None if params is None else dict(params),  # even empty ones would take the place of a query in ``path``
+                timeout=timeout,
             )
             try:
                 answer = self._once(request, max_bytes)

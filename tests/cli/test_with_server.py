@@ -6,8 +6,10 @@ import json
 import os
 import time
 
+import httpx
 import pytest
 
+from sandbox.customer.client import Client
 from tests.rig import Person, Rig, run
 
 IMAGE = "sha256:" + "c" * 64
@@ -323,3 +325,57 @@ def test_a_bundle_on_the_server_is_mounted(alice, bundle, tmp_path):
         assert (tmp_path / "mnt" / "data").read_bytes() == alice.run("cat", path, "data").ok().raw
     finally:
         assert mounting.stop() == 0
+
+
+RELAXED = """apiVersion: sealrig/v1
+kind: Policy
+metadata: {name: lab}
+spec:
+  images: {allow: ["sha256:*"]}
+"""
+
+
+@pytest.fixture
+def vkey(rig, tmp_path):
+    (tmp_path / "vkey").write_text(httpx.get(f"{rig.url}/log/vkey").text)
+    return tmp_path / "vkey"
+
+
+def test_who_changed_a_policy_is_proven_from_the_log(rig, vkey, tmp_path):
+    lab, policy = rig.person("lab"), tmp_path / "lab.yaml"
+    policy.write_text(RELAXED)
+    said = rig.operator.run("policy", "apply", policy, "--tenant", "lab", "--dry-run").ok()
+    assert '+  images: {allow: ["sha256:*"]}' in said.out
+    assert "lab would hold for lab" in said.out
+    assert [row["before"] for row in lab.json("policy", "history", "--key", vkey)["changes"]] == [None]
+    applied = rig.operator.json("policy", "apply", policy, "--tenant", "lab")
+    change, first = lab.json("policy", "history", "--key", vkey)["changes"]
+    assert (change["before"], change["after"], first["before"]) == (applied["before"], applied["digest"], None)
+    assert change["diff"] == applied["diff"]
+    assert change["actor"] == rig.operator.json("config", "whoami")["token"]
+    told = lab.run("policy", "history", "--key", vkey).ok().out
+    assert f"entry {change['index']}: {change['occurred_at']} by {change['actor']}: {change['before']} → {change['after']}" in told
+    assert '+  images: {allow: ["sha256:*"]}' in told
+    assert lab.run("policy", "show", applied["digest"]).ok().out == RELAXED
+    assert lab.run("policy", "show", applied["before"], "--json").ok().json["digest"] == applied["before"]
+    assert rig.person("elsewhere").run("policy", "show", applied["digest"], "--json").error["code"] == "not-found"
+
+
+@pytest.mark.parametrize(
+    ("lie", "rule"),
+    [
+        (lambda found: found[:1] + found[2:], "policy-history"),
+        (lambda found: [found[0].model_copy(update={"document": found[1].document})], "evidence"),
+        (lambda found: [found[0].model_copy(update={"log_index": found[1].log_index})], "evidence"),
+        (lambda found: [found[0].model_copy(update={"before": found[0].after})], "before"),
+    ],
+)
+def test_a_history_that_is_not_the_logs_is_refused(rig, vkey, monkeypatch, lie, rule):
+    tenant, policy = "liar", rig.folder / "liar.yaml"
+    for number in range(3):
+        policy.write_text(f"{RELAXED}# {number}\n")
+        rig.operator.json("policy", "apply", policy, "--tenant", tenant)
+    true = Client.policy_changes
+    monkeypatch.setattr(Client, "policy_changes", lambda *args, **more: lie(true(*args, **more)))
+    result = rig.operator.run("policy", "history", "--tenant", tenant, "--key", vkey, "--json")
+    assert (result.code, result.error["code"], result.error["details"].get("rule")) == (1, "not-verified", rule), result.error

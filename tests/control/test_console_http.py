@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from attestation.signing import b64encode
 from sandbox.control.web.sessions import COOKIE
-from tests.control.actors import ok
+from tests.control.actors import POLICY, ok
 from tests.control.conftest import House
 from tests.control.test_story import admitted
 
@@ -90,6 +91,19 @@ def test_two_tenants_see_nothing_of_each_other(house: House) -> None:
     sign_in(house, "customer", "other")
     assert house.http.get(f"/audit/{index}").status_code == 404
     assert house.http.get(f"/audit/{index}/proof").status_code == 404
+
+
+def test_who_changed_a_policy_and_what(house: House) -> None:
+    house.customer("lab")
+    operator = house.person("operator")
+    ok(operator.put("/v1/policies/lab", {"raw": b64encode(POLICY.replace(b"4Gi", b"1Gi"))}))
+    sign_in(house, "customer", "lab")
+    page = house.http.get("/policies").text
+    assert "+  resources: {memory: {max: 1Gi}" in page
+    assert ok(operator.get("/v1/whoami"))["token"] in page
+    (change, first) = ok(operator.get("/v1/policy-changes?tenant=lab"))
+    for row in (change, first):
+        assert f'<a href="/audit/{row["log_index"]}">' in page
 
 
 def test_filters_narrow_the_log_and_bad_ones_are_explained(house: House) -> None:

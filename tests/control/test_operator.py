@@ -14,8 +14,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from attestation.canonical import sha256_digest
+from attestation.log.leaf import Leaf
 from attestation.log.reader import LogReader
-from attestation.signing import b64encode
+from attestation.policy_change import POLICY_CHANGE_MEDIA, PolicyChange, verify_change
+from attestation.signing import b64decode, b64encode
 from policies.loader import load_policy, load_profile
 from sandbox.control.core import open_control
 from sandbox.control.database.engine import Database
@@ -74,6 +76,35 @@ def test_tenants_have_their_own_policies(house: House) -> None:
     assert ok(Person(house.http, house.token("customer", "later")).get("/v1/policy"))["digest"] == sha256_digest(TIGHT)
 
 
+def test_a_change_is_in_the_log_with_who_and_the_difference(house: House) -> None:
+    lab, works, operator, auditor = house.customer("lab"), house.customer("works"), house.person("operator"), house.person("auditor")
+    ok(apply(operator, "lab", TIGHT))
+    ok(apply(operator, "lab", POLICY))
+    changes = ok(auditor.get("/v1/policy-changes?tenant=lab"))
+    assert [(row["before"], row["after"]) for row in changes] == [
+        (sha256_digest(TIGHT), sha256_digest(POLICY)), (sha256_digest(POLICY), sha256_digest(TIGHT)), (None, sha256_digest(POLICY)),
+    ]  # fmt: skip
+    assert {row["actor"] for row in changes[:2]} == {ok(operator.get("/v1/whoami"))["token"]}
+    log = LogReader.from_dir(house.control.settings.log_folder)
+    for row in changes:
+        leaf = Leaf.from_bytes(log.extract([row["log_index"]]).entries[0].leaf)
+        assert leaf.evidence is not None
+        document = auditor.get(f"/v1/policy-changes/{leaf.evidence.digest}")
+        assert document.headers["content-type"] == POLICY_CHANGE_MEDIA
+        texts = [digest and auditor.get(f"/v1/policy/{digest}").content for digest in (row["before"], row["after"])]
+        assert verify_change(document.content, leaf, texts[0], texts[1]).to_payload() == b64decode(row["document"])
+    assert "-  resources: {memory: {max: 4Gi}" in PolicyChange.from_payload(b64decode(changes[1]["document"])).diff
+
+    assert [row["log_index"] for row in ok(lab.get(f"/v1/policy-changes?before={changes[0]['log_index']}&limit=1"))] == [
+        changes[1]["log_index"]
+    ]
+    assert lab.get(f"/v1/policy/{sha256_digest(TIGHT)}").content == TIGHT
+    assert lab.get(f"/v1/policy-changes/{sha256_digest(b64decode(changes[0]['document']))}").is_success
+    assert code(works.get("/v1/policy-changes?tenant=lab")) == "forbidden"
+    assert code(works.get(f"/v1/policy/{sha256_digest(TIGHT)}")) == "not-found"
+    assert code(works.get(f"/v1/policy-changes/{sha256_digest(b64decode(changes[0]['document']))}")) == "not-found"
+
+
 RENAMED = load_profile("development").raw.replace(b"name: development", b"name: harmless")
 
 
@@ -101,7 +132,11 @@ def test_tenants_without_a_policy_of_their_own_follow_the_servers(folder: Path) 
         house = open_house(stack, folder)
         rows = {row["tenant"]: row["digest"] for row in ok(house.person("operator").get("/v1/policies"))}
         assert rows == {"lab": load_profile("strict").digest, "operator": load_profile("strict").digest, "works": sha256_digest(TIGHT)}
-        assert len(ok(house.person("auditor").get("/v1/log/entries?type=policy.applied&actor=server"))) == 2
+        auditor = house.person("auditor")
+        now = [row for row in ok(auditor.get("/v1/log/entries?type=policy.applied&actor=server")) if row["resource"] == rows["lab"]]
+        assert len(now) == 2
+        (change, first) = ok(auditor.get("/v1/policy-changes?tenant=lab"))
+        assert (change["before"], change["actor"], first["before"]) == (first["after"], "server", None)
 
 
 def test_metrics_count_and_name_nobody(house: House) -> None:

@@ -80,6 +80,20 @@ class TenantRow(Base):
     created_at: Mapped[datetime]
 
 
+class PolicyChangeRow(Base):
+    """A change of a tenant's policy: the document in its exact bytes, whose digest the audit log's entry names."""
+
+    __tablename__ = "policy_changes"
+    __table_args__ = (Index("policy_changes_tenant", "tenant", "id"),)
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    event: Mapped[int] = mapped_column(ForeignKey("events.id"))
+    before: Mapped[str | None] = mapped_column(ForeignKey("policies.digest"))
+    after: Mapped[str] = mapped_column(ForeignKey("policies.digest"))
+    digest: Mapped[str] = mapped_column(String(71), index=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class TokenRow(Base):
     """A token without its secret. A node's token is bound to the first node id that uses it."""
 

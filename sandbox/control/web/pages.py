@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlencode
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import RedirectResponse, Response
 
+from attestation.policy_change import PolicyChange
 from attestation.signing import b64decode
 from sandbox.control import nodes, tenant_policies, views
 from sandbox.control.access import Caller, authenticate
@@ -23,6 +24,7 @@ from sandbox.model import LeaseId
 
 MAX_FORM_BYTES = 4096
 LEASES_A_PAGE = 50
+CHANGES_A_TENANT = 10
 _STATIC = {"console.css": "text/css; charset=utf-8", "verify.js": "text/javascript; charset=utf-8"}
 EntryIndex = Annotated[int, Path(ge=0, le=2**53)]
 
@@ -166,9 +168,27 @@ def _state(text: str) -> LeaseState | None:
         ) from error
 
 
-def _policies(control: Control, caller: Caller) -> list[dict[str, str]]:
+def _policies(control: Control, caller: Caller) -> list[dict[str, object]]:
     infos = tenant_policies.list_policies(control) if caller.sees_all else [tenant_policies.show_policy(control, caller.tenant)]
     return [
-        {"tenant": each.tenant, "name": each.name, "digest": each.digest, "text": b64decode(each.raw).decode("utf-8", "replace")}
+        {
+            "tenant": each.tenant,
+            "name": each.name,
+            "digest": each.digest,
+            "text": b64decode(each.raw).decode("utf-8", "replace"),
+            "changes": _changes(control, each.tenant),
+        }
         for each in infos
+    ]
+
+
+def _changes(control: Control, tenant: str) -> list[dict[str, object]]:
+    return [
+        {
+            "at": change.at,
+            "actor": change.actor,
+            "index": change.log_index,
+            "diff": PolicyChange.from_payload(b64decode(change.document)).diff,
+        }
+        for change in tenant_policies.list_changes(control, tenant, limit=CHANGES_A_TENANT)
     ]
