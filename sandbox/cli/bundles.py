@@ -37,7 +37,6 @@ def seal(
 ) -> None:
     """Seal files and folders into one bundle that only you (and --to) can open. Labels, size and recipients stay visible to all."""
     from policies.units import format_size
-    from sandbox.customer.headers import remember_file
     from sandbox.sealing.bundle import seal as seal_bundle
     from sandbox.sealing.keys import load_public
 
@@ -49,7 +48,7 @@ def seal(
             sources, out_file, recipients=recipients, signer=me.signing_key, labels=_labels(label or []), progress=progress, lenient=lenient
         )
     try:
-        remember_file(state(), done.digest, done.path)
+        state().remember_file(done.digest, done.path)
     except (OSError, UsageError) as error:
         # The bundle is whole; all that is lost is that the release agent reads it once from the server before it hands out its key.
         out.warn(f"the bundle is sealed, but this was not noted for the release agent: {error}")

@@ -8,17 +8,15 @@ checked: when it was pushed from here, or else by reading the bundle once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from blake3 import blake3
 
 from sandbox.customer.client import Client
 from sandbox.customer.results import resumed
 from sandbox.customer.state import State
-from sandbox.customer.upload import FIRST_BYTES
 from sandbox.errors import BundleTamperedError
 from sandbox.sealing.bundle import data_key
-from sandbox.sealing.format import read_header
+from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 from sandbox.sealing.hashing import digest_text
 from sandbox.sealing.keys import DataKey, Identity
 
@@ -38,18 +36,12 @@ def bundle_key(client: Client, state: State, identity: Identity, digest: str, pr
     return data_key(header, identity), header.digest
 
 
-def remember_file(state: State, digest: str, path: Path) -> None:
-    """Remember the first bytes of a bundle that was made or read here, and whose digest is therefore known."""
-    with path.open("rb") as file:
-        state.remember_header(digest, file.read(FIRST_BYTES))
-
-
 def _checked_first_bytes(client: Client, digest: str, progress: Progress | None) -> bytes:
     """Read the whole bundle once and return its first bytes, if the whole has ``digest``. Resumes where the server breaks off."""
     hasher = blake3()
     first = bytearray()
     for piece in resumed(client, digest, client.bundle(digest).size, progress):
-        first += piece[: FIRST_BYTES - len(first)]
+        first += piece[: MAX_HEADER_BYTES - len(first)]
         hasher.update(piece)
     seen = digest_text(hasher)
     if seen != digest:

@@ -22,6 +22,7 @@ from attestation.canonical import canonical_json, parse_json
 from attestation.errors import AttestationError
 from sandbox.errors import StateError, UsageError
 from sandbox.model import is_bundle_digest, timestamp
+from sandbox.sealing.format import MAX_HEADER_BYTES
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 _LEASE = re.compile(r"lease-[0-9a-f]{32}")
@@ -73,6 +74,11 @@ class State:
         write_whole(self._header_path(digest), first)
 
     # ---- leases
+
+    def remember_file(self, digest: str, path: Path) -> None:
+        """Remember the first bytes of a bundle that was made or read here, and whose digest is therefore known."""
+        with path.open("rb") as file:
+            self.remember_header(digest, file.read(MAX_HEADER_BYTES))
 
     def document(self, lease: str, name: str) -> bytes | None:
         """Return a remembered document of a lease: ``job``, ``nonce``, ``evidence``, ``plan``, ``grant``, ``refusal``."""

@@ -20,8 +20,6 @@ from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 from sandbox.sealing.hashing import bundle_digest
 
 TUS_VERSION = "1.0.0"
-FIRST_BYTES = MAX_HEADER_BYTES
-"""How much of a bundle is remembered: its whole header."""
 PIECE_BYTES = 64 * 1024 * 1024
 """One PATCH; the server acknowledges each durably."""
 CHUNK_BYTES = 1024 * 1024
@@ -72,7 +70,7 @@ def push(
 
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        first = file.read(FIRST_BYTES)
+        first = file.read(MAX_HEADER_BYTES)
     try:
         read_header(first)
     except BundleError as error:

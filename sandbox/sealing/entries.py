@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, NamedTuple
 
 from attestation.canonical import parse_json
 from attestation.errors import AttestationError
@@ -27,6 +26,12 @@ MAX_SIZE = 2**50
 _BILLION = 10**9
 _MTIME = re.compile(r"-?(?:0|[1-9]\d{0,11})\.\d{9}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
+_UNSAFE = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0|[^/]{%d}" % (MAX_NAME_BYTES + 1))
+"""An empty part, ``.``, ``..``, NUL, or an overlong part."""
+_PLAIN_FILE = re.compile(
+    rb'\{"blake3":"([0-9a-f]{64})","mode":(\d{1,3}),"mtime":"(\d{1,12})\.(\d{9})","offset":(\d{1,16}),"path":"([ !#-\[\]-~]+)",'
+    rb'"size":(\d{1,16})(,"sparse":true)?,"type":"file"\}'
+)
 
 
 class Kind(StrEnum):
@@ -38,8 +43,7 @@ class Kind(StrEnum):
     LINK = "link"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry. Sizes in bytes; ``offset`` is where a file's bytes start in the tar; ``digest`` is their BLAKE3."""
 
     path: bytes
@@ -87,16 +91,28 @@ def encode_line(entry: Entry) -> bytes:
 
 def decode_line(line: bytes) -> Entry:
     """Parse one line without its newline. Raises ``BundleError`` for anything but the one spelling, ``UnsafePathError`` for a bad path."""
+    # Nearly every line of a large bundle is a file's with a plain name, which is read several times faster without a tree of objects.
+    plain = _PLAIN_FILE.fullmatch(line)
     try:
-        tree = parse_json(line, max_bytes=MAX_LINE_BYTES)
-        if not isinstance(tree, dict):
-            raise _bad_line("not an object")
-        entry = _entry(tree)
+        entry = _plain_file(plain) if plain else _entry(_object(line))
     except (AttestationError, KeyError, ValueError) as error:
         raise _bad_line(str(error)[:100]) from error
     if encode_line(entry)[:-1] != line:
         raise _bad_line("another spelling")
     return entry
+
+
+def _plain_file(found: re.Match[bytes]) -> Entry:
+    digest, mode, seconds, rest, offset, path, size, sparse = found.groups()
+    return Entry(check_path(path), Kind.FILE, _number(int(mode), 0o777), int(seconds) * _BILLION + int(rest), _number(int(size), MAX_SIZE),
+                 _number(int(offset), 2 * MAX_SIZE), b"", bytes.fromhex(digest.decode()), sparse is not None)  # fmt: skip
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    tree = parse_json(line, max_bytes=MAX_LINE_BYTES)
+    if not isinstance(tree, dict):
+        raise _bad_line("not an object")
+    return tree
 
 
 def _entry(tree: dict[str, Any]) -> Entry:
@@ -124,8 +140,7 @@ def _entry(tree: dict[str, Any]) -> Entry:
 
 def check_path(path: bytes) -> bytes:
     """Return ``path`` once it can only mean a place inside. Raises ``UnsafePathError``."""
-    parts = path.split(b"/")
-    if len(path) > MAX_PATH_BYTES or b"\0" in path or any(part in (b"", b".", b"..") or len(part) > MAX_NAME_BYTES for part in parts):
+    if len(path) > MAX_PATH_BYTES or _UNSAFE.search(path):
         raise UnsafePathError(
             f"{shown(path[:200])!r} is not a path inside the bundle",
             rule="entry-path",

@@ -27,11 +27,6 @@ def end_line(count: int, signature: bytes) -> bytes:
     return canonical_json({"entries": count, "signature": b64encode(signature), "type": "end"}) + b"\n"
 
 
-def index_size(entries: Iterable[Entry], count: int) -> int:
-    """Return the length of the index of entries whose digests may still be placeholders."""
-    return sum(len(encode_line(entry)) for entry in entries) + len(end_line(count, bytes(64)))
-
-
 def write_index(entries: Iterable[Entry], header: Header, signer: SigningKey) -> Iterator[bytes]:
     """Yield the lines of the index, the signed last one included."""
     state = blake3()

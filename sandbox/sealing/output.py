@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from sandbox.errors import InputError
 
-_PAGE = 4096
+_BEHIND = 8 * 1024 * 1024
 
 
 def disk_error(what: str, error: OSError) -> InputError:
@@ -36,6 +36,7 @@ class Output:
         self.state = blake3()
         self.size = 0
         """Where ``write`` goes on."""
+        self._started = 0
         self._temp = path.parent / f".{path.name[:200]}.{secrets.token_hex(8)}.part"
         self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -43,7 +44,6 @@ class Output:
         except BaseException:
             os.close(self._folder)
             raise
-        self._direct = self._open_direct()
         try:
             room = os.fstatvfs(self._fd)
             if room.f_bavail * room.f_frsize < size:
@@ -70,18 +70,14 @@ class Output:
             view = view[count:]
             offset += count
 
-    def write_aligned(self, offset: int, data: memoryview) -> None:
-        """Write page-aligned bytes at their place, past the page cache where the file system can: fsync then waits for nothing."""
-        if self._direct >= 0 and not offset % _PAGE and not len(data) % _PAGE:
-            try:
-                done = os.pwrite(self._direct, data, offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # which some file systems say only now
-                    raise
-                done = 0
-            offset += done
-            data = data[done:]
+    def write_behind(self, offset: int, data: memoryview) -> None:
+        """Like ``write_at`` for consecutive pieces, but have the disk begin with them, so that ``commit`` has little to wait for."""
         self.write_at(offset, data)
+        end = offset + len(data)
+        if end - self._started >= _BEHIND and hasattr(os, "posix_fadvise"):
+            # Linux starts to write the range back; what is on its way is not dropped from the cache, so a following upload finds it there.
+            os.posix_fadvise(self._fd, self._started, end - self._started, os.POSIX_FADV_DONTNEED)
+            self._started = end
 
     def write(self, data: memoryview | bytes) -> None:
         """Hash bytes and write them behind everything that was written so."""
@@ -107,16 +103,8 @@ class Output:
             self.path.unlink(missing_ok=True)  # told as a failure, so it must be one
             raise
 
-    def _open_direct(self) -> int:
-        try:
-            return os.open(self._temp, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | getattr(os, "O_DIRECT", 0))
-        except OSError:
-            return -1  # such as a file system without O_DIRECT
-
     def _close(self) -> None:
         os.close(self._fd)
-        if self._direct >= 0:
-            os.close(self._direct)
         os.close(self._folder)
         self._temp.unlink(missing_ok=True)
 

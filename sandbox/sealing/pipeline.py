@@ -6,18 +6,32 @@ last; steps that depend on what came before (hashing, walking the tar) wait for 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sandbox.sealing.algorithms import SEGMENT_BYTES, SEGMENT_PLAIN_BYTES
+from sandbox.sealing.entries import Entry
 from sandbox.sealing.stream import Stream
 
-WORKERS = max(2, min(8, (os.cpu_count() or 1) + 1))
-"""One more than there are cores, so that one may wait for the disk; 2 MiB each."""
+WORKERS = max(4, min(6, (os.cpu_count() or 1) + 1))
+"""More than there are cores, so that a thread that waits for its turn or the disk leaves no core idle; 2 MiB each."""
+
+
+class Piece(NamedTuple):
+    """Bytes of an entry within a batch's ``plain``; ``first`` and ``last`` say whether they are the entry's first and last ones."""
+
+    number: int
+    entry: Entry
+    start: int
+    end: int
+    first: bool
+    last: bool
 
 
 class Batch:
@@ -28,8 +42,7 @@ class Batch:
         self._stream = stream
         self._plain = memoryview(mmap.mmap(-1, SEGMENT_PLAIN_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._sealed = memoryview(mmap.mmap(-1, SEGMENT_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-        self.pieces: list[tuple[int, int, int]] = []
-        """(number of the file, start, end) of file bytes within ``plain``."""
+        self.pieces: list[Piece] = []
         self.place(0)
 
     def place(self, index: int) -> None:
@@ -60,35 +73,40 @@ class _Stopped(Exception):  # noqa: N818  (not an error: another worker has one)
 
 
 class _Turns:
-    """Lets segment i through when segment i - 1 has passed."""
+    """Lets segment i through when segment i - 1 has passed.
 
-    def __init__(self, stop: threading.Event) -> None:
+    Segments that wait are always neighbours, so one lock a worker is enough, and each turn wakes exactly one thread.
+    """
+
+    def __init__(self, workers: int, stop: threading.Event) -> None:
         self._stop = stop
-        self._changed = threading.Condition(threading.Lock())
-        self._now = 0
+        self._locks = [threading.Lock() for _ in range(workers)]
+        for lock in self._locks[1:]:
+            lock.acquire()
 
     def wait(self, index: int) -> None:
-        with self._changed:
-            while self._now != index:
-                if self._stop.is_set():
-                    raise _Stopped
-                self._changed.wait()
+        self._locks[index % len(self._locks)].acquire()
+        if self._stop.is_set():
+            raise _Stopped
 
-    def done(self) -> None:
-        with self._changed:
-            self._now += 1
-            self._changed.notify_all()
+    def done(self, index: int) -> None:
+        _release(self._locks[(index + 1) % len(self._locks)])
 
     def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        for lock in self._locks:
+            _release(lock)
+
+
+def _release(lock: threading.Lock) -> None:
+    with contextlib.suppress(RuntimeError):  # not held: another thread ended the run
+        lock.release()
 
 
 class _Run:
-    def __init__(self, stream: Stream, steps: Sequence[Step]) -> None:
+    def __init__(self, stream: Stream, steps: Sequence[Step], workers: int) -> None:
         self._stream = stream
         self.stop = threading.Event()
-        self._steps = [(step.action, _Turns(self.stop) if step.ordered else None) for step in steps]
+        self._steps = [(step.action, _Turns(workers, self.stop) if step.ordered else None) for step in steps]
         self._numbers = itertools.count()
         self.errors: list[BaseException] = []
 
@@ -103,7 +121,7 @@ class _Run:
                     else:
                         turns.wait(index)
                         action(batch)
-                        turns.done()
+                        turns.done(index)
         except _Stopped:
             return
         except BaseException as error:  # noqa: BLE001  (handed to the caller)
@@ -120,8 +138,9 @@ class _Run:
 
 def run(stream: Stream, steps: Sequence[Step]) -> None:
     """Take every segment of a stream through ``steps``. The first error ends all and is raised; nothing runs any more on return."""
-    work = _Run(stream, steps)
-    threads = [threading.Thread(target=work.work, name=f"sealing-{n}", daemon=True) for n in range(min(WORKERS, stream.segments))]
+    workers = min(WORKERS, stream.segments)
+    work = _Run(stream, steps, workers)
+    threads = [threading.Thread(target=work.work, name=f"sealing-{n}", daemon=True) for n in range(workers)]
     try:
         for thread in threads:
             thread.start()

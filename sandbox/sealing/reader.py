@@ -16,6 +16,7 @@ from sandbox.sealing.keys import DataKey, Identity
 from sandbox.sealing.segments import SegmentCache
 from sandbox.sealing.source import Source
 from sandbox.sealing.stream import Stream, iterate_stream, plain_size, segment_at
+from sandbox.sealing.table import Table
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,14 @@ class BundleReader:
         if len(beginning) < STREAM_HEADER_BYTES:
             beginning = source.read_at(offset, STREAM_HEADER_BYTES)
         self.payload = Stream(self._key, beginning, self.header.payload_aad, plain_size(self.header.payload_size))
-        self._entries: dict[bytes, Entry] | None = None
+        self._entries: Table | None = None
         self._segments = SegmentCache(
             self.payload, lambda at, length: source.read_at(offset + at, length), capacity=cached, ahead=ahead,
             forget=None if forget is None else lambda at: forget(offset + at),
         )  # fmt: skip
         self._lock = threading.Lock()
 
-    def entries(self) -> dict[bytes, Entry]:
+    def entries(self) -> Table:
         """Return every entry by its path, in bundle order. Raises ``BundleError``, ``UnsafePathError`` or ``LimitError``."""
         with self._lock:
             if self._entries is None:
@@ -148,7 +149,7 @@ class BundleReader:
             position += len(piece)
             yield piece
 
-    def _read_index(self) -> dict[bytes, Entry]:
+    def _read_index(self) -> Table:
         header = self.header
         offset = header.index_offset
         # One read for the stream's header and its first segment, which hold each other's place: a round trip less over a network.
@@ -159,10 +160,10 @@ class BundleReader:
             return first[start : start + length] if start + length <= len(first) else self._source.read_at(offset + start, length)
 
         pieces = iterate_stream(stream, read_at)
-        found: dict[bytes, Entry] = {}
+        found = Table()
         total = 0
         for entry in read_index(pieces, header, self.payload.plain_size, found):
-            found[entry.path] = entry
+            found.append(entry)
             total += entry.size
             self._limits.check(len(found), total)
         return found

@@ -5,43 +5,59 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from sandbox.errors import InputError, LimitError, UnsafePathError
 from sandbox.sealing.entries import Entry, Kind, check_path, shown, unsafe_links
+from sandbox.sealing.table import pack, path_of, unpack
 
 MAX_ENTRIES = 10_000_000
 _BLOCK = 512
 _SPARSE_FROM = 64 * 1024
-_NO_DIGEST = bytes(32)
 _STATE = struct.Struct("=QQqqq")
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An entry, what stands before its path to find it again, and what the file system said about it. Kept small: there may be millions."""
-
-    entry: Entry
-    base: bytes
-    seen: bytes
-
-    @property
-    def place(self) -> bytes:
-        """Where it was found."""
-        return self.base + self.entry.path
-
-
-@dataclass(frozen=True, slots=True)
 class Scan:
-    """Everything found, in bundle order; the names left out; and the folder itself where one folder is sealed."""
+    """Everything found, in bundle order, packed, for there may be millions; the names left out; the folder itself where one is sealed."""
 
-    found: list[Found]
-    skipped: list[str]
-    root: tuple[bytes, bytes] | None
+    def __init__(self, root: tuple[bytes, bytes] | None) -> None:
+        """Start empty. ``root`` is the one folder that is sealed and its state."""
+        self.root = root
+        self.skipped: list[str] = []
+        self._packed: list[bytes] = []
+        self._bases: list[bytes] = []
+
+    def append(self, entry: Entry, base: bytes, seen: bytes) -> None:
+        """Add an entry, what stands before its path to find it again, and what the file system said about it."""
+        self._packed.append(seen + pack(entry))
+        self._bases.append(base)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries, digests and offsets still missing."""
+        return (unpack(raw, _STATE.size) for raw in self._packed)
+
+    def found(self) -> Iterator[tuple[Entry, bytes, bytes]]:
+        """Yield each entry, where it was found, and its state then."""
+        for raw, base in zip(self._packed, self._bases, strict=True):
+            entry = unpack(raw, _STATE.size)
+            yield entry, base + entry.path, raw[: _STATE.size]
+
+    def places(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield where each entry was found, and its state then."""
+        return ((base + path_of(raw, _STATE.size), raw[: _STATE.size]) for raw, base in zip(self._packed, self._bases, strict=True))
+
+    def drop(self, paths: Collection[bytes]) -> None:
+        """Leave out the entries at ``paths`` after all."""
+        kept = [number for number, raw in enumerate(self._packed) if path_of(raw, _STATE.size) not in paths]
+        self._packed = [self._packed[number] for number in kept]
+        self._bases = [self._bases[number] for number in kept]
+        self.skipped += [shown(path) for path in sorted(paths)]
 
 
 def state_of(status: os.stat_result) -> bytes:
@@ -68,13 +84,15 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
     sockets, pipes, links that leave the tree, overlong names) is refused by name, or left out if ``lenient``.
     Raises ``InputError``, ``LimitError`` or ``UnsafePathError``.
     """
-    walker = _Walker(lenient=lenient)
     place = os.fsencode(sources[0]) if len(sources) == 1 and sources[0].is_dir() else None
-    root = (place, state_of(os.stat(place))) if place is not None else None  # noqa: PTH116  (names are bytes here)
-    found: list[Found] = []
-    for item in walker.folder(place) if place is not None else walker.several(sources):
-        found.append(item)
-        if len(found) > MAX_ENTRIES:
+    seen = Scan((place, state_of(os.stat(place))) if place is not None else None)  # noqa: PTH116  (names are bytes here)
+    walker = _Walker(seen.skipped, lenient=lenient)
+    links: dict[bytes, bytes] = {}
+    for entry, base, state in walker.folder(place) if place is not None else walker.several(sources):
+        seen.append(entry, base, state)
+        if entry.kind is Kind.SYMLINK:
+            links[entry.path] = entry.target
+        if len(seen) > MAX_ENTRIES:
             raise LimitError(
                 "too many files for one bundle",
                 rule="bundle-entries",
@@ -82,7 +100,6 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
                 wanted=f"≤ {MAX_ENTRIES}",
                 fix="seal it in parts",
             )
-    links = {item.entry.path: item.entry.target for item in found if item.entry.kind is Kind.SYMLINK}
     dropped: set[bytes] = set()
     # A link left out can change where another one leads, hence again until all that stay are safe.
     while problems := unsafe_links(links):
@@ -98,31 +115,33 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
         dropped.update(problems)
         links = {path: target for path, target in links.items() if path not in problems}
     if dropped:
-        found = [item for item in found if item.entry.path not in dropped]
-        walker.skipped += [shown(path) for path in sorted(dropped)]
-    return Scan(found, walker.skipped, root)
+        seen.drop(dropped)
+    return seen
 
 
 def check_unchanged(seen: Scan) -> None:
     """Raise ``InputError`` if anything differs from what the scan saw."""
     if seen.root is not None and state_of(os.stat(seen.root[0])) != seen.root[1]:  # noqa: PTH116  (a name of bytes)
         raise changed(seen.root[0])
-    for item in seen.found:
+    for place, state in seen.places():
         try:
-            status = os.lstat(item.place)
+            status = os.lstat(place)
         except OSError as error:
-            raise changed(item.place) from error
-        if state_of(status) != item.seen:
-            raise changed(item.place)
+            raise changed(place) from error
+        if state_of(status) != state:
+            raise changed(place)
+
+
+_Found = tuple[Entry, bytes, bytes]
 
 
 class _Walker:
-    def __init__(self, *, lenient: bool) -> None:
+    def __init__(self, skipped: list[str], *, lenient: bool) -> None:
         self._lenient = lenient
         self._inodes: dict[tuple[int, int], bytes] = {}
-        self.skipped: list[str] = []
+        self._skipped = skipped
 
-    def several(self, sources: Sequence[Path]) -> Iterator[Found]:
+    def several(self, sources: Sequence[Path]) -> Iterator[_Found]:
         if not sources:
             raise InputError("nothing to seal", rule="sources", seen="no file or folder", wanted="at least one", fix="name what to seal")
         # A source called "." or ".." has no name of its own until it is resolved.
@@ -137,7 +156,7 @@ class _Walker:
             folder, slash, name = place.rpartition(b"/")
             yield from self._walk(folder + slash, [name])
 
-    def folder(self, place: bytes) -> Iterator[Found]:
+    def folder(self, place: bytes) -> Iterator[_Found]:
         yield from self._walk(place + b"/", self._names(place + b"/", b""))
 
     def _names(self, base: bytes, path: bytes) -> list[bytes]:
@@ -148,7 +167,7 @@ class _Walker:
         front = path + b"/" if path else b""
         return [front + name for name in sorted(names)]
 
-    def _walk(self, base: bytes, todo: list[bytes]) -> Iterator[Found]:
+    def _walk(self, base: bytes, todo: list[bytes]) -> Iterator[_Found]:
         todo.reverse()
         while todo:
             path = todo.pop()
@@ -159,14 +178,14 @@ class _Walker:
             except OSError as error:
                 raise _unreadable(place, error) from error
             try:
-                item = Found(self._entry(check_path(path), status, target), base, state_of(status))
+                entry = self._entry(check_path(path), status, target)
             except (InputError, UnsafePathError):
                 if not self._lenient:
                     raise
-                self.skipped.append(shown(path))
+                self._skipped.append(shown(path))
                 continue
-            yield item
-            if item.entry.kind is Kind.DIR:
+            yield entry, base, state_of(status)
+            if entry.kind is Kind.DIR:
                 todo.extend(reversed(self._names(base, path)))
 
     def _entry(self, path: bytes, status: os.stat_result, target: bytes) -> Entry:
@@ -189,7 +208,7 @@ class _Walker:
             if first != path:
                 return Entry(path, Kind.LINK, mode, status.st_mtime_ns, target=first)
         sparse = status.st_size >= _SPARSE_FROM and status.st_blocks * _BLOCK < status.st_size
-        return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, digest=_NO_DIGEST, sparse=sparse)
+        return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, sparse=sparse)
 
 
 def _unreadable(place: bytes, error: OSError) -> InputError:

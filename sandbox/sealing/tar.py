@@ -23,9 +23,10 @@ _REST_SUM = sum(_REST) + 8 * 0x20
 
 def tar_header(entry: Entry) -> bytes:
     """Return everything that stands before an entry's bytes: a pax record block, then the ustar header."""
-    path = entry.path + b"/" if entry.kind is Kind.DIR else entry.path
-    target = entry.target
-    pax = _record(b"mtime", mtime_text(entry.mtime_ns).encode())
+    path, kind, mode, mtime_ns, size, _, target, _, _ = entry
+    if kind is Kind.DIR:
+        path += b"/"
+    pax = _record(b"mtime", mtime_text(mtime_ns).encode())
     if not (_plain(path) and _plain(target)):
         if not (is_utf8(path) and is_utf8(target)):
             pax += _record(b"hdrcharset", b"BINARY")
@@ -33,12 +34,11 @@ def tar_header(entry: Entry) -> bytes:
         if target:
             pax += _record(b"linkpath", target)
         path, target = _ascii(path), _ascii(target)
-    size = entry.size
     if size >= _SIZE_LIMIT:
         pax += _record(b"size", b"%d" % size)
         size = 0
-    seconds = min(max(entry.mtime_ns // 10**9, 0), _SIZE_LIMIT - 1)
-    return _pax_header(len(pax)) + pax + bytes(-len(pax) % BLOCK) + _ustar(path, entry.mode, size, seconds, _TYPES[entry.kind], target)
+    seconds = min(max(mtime_ns // 10**9, 0), _SIZE_LIMIT - 1)
+    return _pax_header(len(pax)) + pax + bytes(-len(pax) % BLOCK) + _ustar(path, mode, size, seconds, _TYPES[kind], target)
 
 
 def _header_size(entry: Entry) -> int:
@@ -58,8 +58,8 @@ def with_offset(entry: Entry, cursor: int) -> tuple[Entry, int]:
     start = cursor + _header_size(entry)
     if entry.kind is not Kind.FILE:
         return entry, start
-    placed = Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, start, b"", entry.digest, entry.sparse)
-    return placed, start + entry.size + padding(entry.size)
+    path, kind, mode, mtime_ns, size, _, target, digest, sparse = entry
+    return Entry(path, kind, mode, mtime_ns, size, start, target, digest, sparse), start + size + padding(size)
 
 
 @cache

@@ -13,14 +13,14 @@ from blake3 import blake3
 from attestation.signing import SigningKey
 from sandbox.errors import InputError
 from sandbox.sealing.algorithms import STREAM_HEADER_BYTES
-from sandbox.sealing.entries import Entry, Kind
+from sandbox.sealing.entries import Entry, Kind, encode_line
 from sandbox.sealing.format import Header, new_core, write_header
 from sandbox.sealing.hashing import Progress, digest_text
-from sandbox.sealing.index import index_size, write_index
+from sandbox.sealing.index import end_line, write_index
 from sandbox.sealing.keys import DataKey, IdentityPublic
 from sandbox.sealing.output import Output, disk_error
-from sandbox.sealing.pipeline import Batch, Step, run
-from sandbox.sealing.scan import Found, Scan, changed, check_unchanged, scan, state_of
+from sandbox.sealing.pipeline import Batch, Piece, Step, run
+from sandbox.sealing.scan import Scan, changed, check_unchanged, scan, state_of
 from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
 
@@ -59,34 +59,32 @@ def seal(
     """
     _check_places(sources, out)
     seen = scan(sources, lenient=lenient)
-    entries, plain = _lay_out(seen)
+    plan = _plan(seen)
     core = new_core(
         bundle_id=secrets.token_hex(16),
         labels=labels or {},
-        payload_size=sealed_size(plain),
-        index_size=sealed_size(index_size(entries, len(entries))),
+        payload_size=sealed_size(plan.tar_size),
+        index_size=sealed_size(plan.index_size),
         signer=signer.public,
         to=tuple(recipient.fingerprint for recipient in recipients),
     )
     key = DataKey.generate()
     raw, header = write_header(core, tuple(recipient.wrap(key.raw, core.wrap_info) for recipient in recipients), signer)
     try:
-        digest = _write(out, header, raw, seen, entries, key, signer, progress)
+        digest = _write(out, header, raw, seen, key, signer, progress)
     except OSError as error:
         raise disk_error(str(out), error) from error
-    files = sum(entry.kind is Kind.FILE for entry in entries)
-    size = sum(entry.size for entry in entries)
-    return SealResult(out, digest, header.total_size, files, size, core.id, tuple(seen.skipped))
+    return SealResult(out, digest, header.total_size, plan.files, plan.files_size, core.id, tuple(seen.skipped))
 
 
 def _write(  # noqa: PLR0917  (what ``seal`` prepared)
-    out: Path, header: Header, raw: bytes, seen: Scan, entries: Sequence[Entry], key: DataKey, signer: SigningKey, progress: Progress | None
+    out: Path, header: Header, raw: bytes, seen: Scan, key: DataKey, signer: SigningKey, progress: Progress | None
 ) -> str:
     with Output(out, header.total_size) as output:
         output.write(raw)
         payload = Stream.fresh(key, header.payload_aad, plain_size(header.payload_size))
-        digests = _write_payload(payload, seen, entries, output, progress)
-        _write_index(_with_digests(entries, digests), header, key, signer, output)
+        digests = _write_payload(payload, seen, output, progress)
+        _write_index(_finished(seen, digests), header, key, signer, output)
         check_unchanged(seen)
         output.commit()
         return digest_text(output.state)
@@ -106,41 +104,58 @@ def _check_places(sources: Sequence[Path], out: Path) -> None:
                              wanted="a place outside", fix="write the bundle elsewhere")  # fmt: skip
 
 
-def _lay_out(seen: Scan) -> tuple[list[Entry], int]:
+@dataclass(frozen=True)
+class _Plan:
+    """What is going to be written: sizes in plaintext bytes, known before anything is read."""
+
+    tar_size: int
+    index_size: int
+    files: int
+    files_size: int
+
+
+def _plan(seen: Scan) -> _Plan:
+    cursor = index = files = size = 0
+    for entry in seen.entries():
+        placed, cursor = with_offset(entry, cursor)
+        index += len(encode_line(placed))
+        if placed.kind is Kind.FILE:
+            index += len(_EMPTY.hex())
+            files += 1
+            size += placed.size
+    return _Plan(cursor + len(END), index + len(end_line(len(seen), bytes(64))), files, size)
+
+
+def _finished(seen: Scan, digests: memoryview) -> Iterator[Entry]:
     cursor = 0
-    entries = []
-    for number, item in enumerate(seen.found):
-        entry, cursor = with_offset(item.entry, cursor)
-        seen.found[number] = Found(entry, item.base, item.seen)
-        entries.append(entry)
-    return entries, cursor + len(END)
+    for number, entry in enumerate(seen.entries()):
+        placed, cursor = with_offset(entry, cursor)
+        if placed.kind is Kind.FILE:
+            digest = bytes(digests[number * _DIGEST : (number + 1) * _DIGEST]) if placed.size else _EMPTY
+            placed = placed._replace(digest=digest)
+        yield placed
 
 
-def _with_digests(entries: Sequence[Entry], digests: memoryview) -> Iterator[Entry]:
-    for number, entry in enumerate(entries):
-        if entry.kind is Kind.FILE:
-            digest = bytes(digests[number * _DIGEST : (number + 1) * _DIGEST]) if entry.size else _EMPTY
-            yield Entry(entry.path, entry.kind, entry.mode, entry.mtime_ns, entry.size, entry.offset, b"", digest, entry.sparse)
-        else:
-            yield entry
+def _write_payload(stream: Stream, seen: Scan, output: Output, progress: Progress | None) -> memoryview:
+    reader = _TarReader(seen, stream.plain_size, progress)
+    hasher = _FileHasher(len(seen))
+    start = output.size
 
-
-def _write_payload(stream: Stream, seen: Scan, entries: Sequence[Entry], output: Output, progress: Progress | None) -> memoryview:
-    reader = _TarReader(seen.found, stream.plain_size, progress)
-    hasher = _FileHasher(entries)
+    def read(batch: Batch) -> None:
+        reader.fill(batch)
+        hasher.update(batch)
 
     def encrypt(batch: Batch) -> None:
         stream.seal_segment(batch.index, batch.plain, batch.sealed)
         if batch.index == 0:
             batch.block[:STREAM_HEADER_BYTES] = stream.header
 
-    start = output.size
     steps = [
-        Step(reader.fill, ordered=True),
-        Step(hasher.update, ordered=True),
+        Step(read, ordered=True),
         Step(encrypt, ordered=False),
         Step(lambda batch: output.hash(batch.block), ordered=True),
-        Step(lambda batch: output.write_aligned(start + batch.start, batch.block), ordered=False),
+        # In order, too: a file system lets one write into a file at a time, and threads would only spin for it.
+        Step(lambda batch: output.write_behind(start + batch.start, batch.block), ordered=True),
     ]
     try:
         run(stream, steps)
@@ -160,39 +175,27 @@ def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: S
 class _FileHasher:
     """BLAKE3 of every file, from the pieces of each batch in order; one flat buffer, since there may be millions."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
-        self._state: blake3 | None = None
-        self._left = 0
-        self.digests = memoryview(bytearray(_DIGEST * len(entries)))
+    def __init__(self, count: int) -> None:
+        self._state = blake3()
+        self.digests = memoryview(bytearray(_DIGEST * count))
 
     def update(self, batch: Batch) -> None:
-        for number, start, end in batch.pieces:
-            view = batch.plain[start:end]
-            size = self._entries[number].size
-            if end - start == size:
-                self._set(number, blake3(view))
-                continue
-            if self._state is None:
-                self._state, self._left = blake3(), size
-            self._state.update(view)
-            self._left -= end - start
-            if self._left == 0:
-                self._set(number, self._state)
-                self._state = None
-
-    def _set(self, number: int, state: blake3) -> None:
-        self.digests[number * _DIGEST : (number + 1) * _DIGEST] = state.digest()
+        for number, _, start, end, first, last in batch.pieces:
+            if first:
+                self._state = blake3()
+            self._state.update(batch.plain[start:end])
+            if last:
+                self.digests[number * _DIGEST : (number + 1) * _DIGEST] = self._state.digest()
 
 
 class _TarReader:
     """Fills batches with the tar of what was found, noticing any change."""
 
-    def __init__(self, found: Sequence[Found], total: int, progress: Progress | None) -> None:
-        self._found = found
+    def __init__(self, seen: Scan, total: int, progress: Progress | None) -> None:
+        self._found = seen.found()
         self._total = total
         self._progress = progress
-        self._next = 0
+        self._number = -1
         self._pending = memoryview(b"")
         self._fd = -1
         self._left = 0
@@ -203,50 +206,51 @@ class _TarReader:
             self._fd = -1
 
     def fill(self, batch: Batch) -> None:
-        position = 0
-        while position < len(batch.plain):
-            room = len(batch.plain) - position
+        plain, position = batch.plain, 0
+        while position < len(plain):
             if self._pending:
-                count = min(room, len(self._pending))
-                batch.plain[position : position + count] = self._pending[:count]
+                count = min(len(plain) - position, len(self._pending))
+                plain[position : position + count] = self._pending[:count]
                 self._pending = self._pending[count:]
+                position += count
             elif self._left:
-                count = os.readv(self._fd, [batch.plain[position : position + min(room, self._left)]])
-                if count == 0:
-                    raise changed(self._found[self._next - 1].place)
-                batch.pieces.append((self._next - 1, position, position + count))
-                self._left -= count
-                if self._left == 0:
-                    self._finish()
+                position = self._read(batch, position)
             else:
-                count = 0
                 self._advance()
-            position += count
         if self._progress is not None:
-            self._progress(batch.plain_start + len(batch.plain), self._total)
+            self._progress(batch.plain_start + len(plain), self._total)
+
+    def _read(self, batch: Batch, position: int) -> int:
+        count = os.readv(self._fd, [batch.plain[position : position + self._left]])
+        if count == 0:
+            raise changed(self._place)
+        first = self._left == self._entry.size
+        self._left -= count
+        batch.pieces.append(Piece(self._number, self._entry, position, position + count, first, not self._left))
+        if not self._left:
+            if not first:  # large enough for a change while it was read; at the end everything is looked at once more
+                self._check()
+            self.close()
+            self._pending = memoryview(bytes(padding(self._entry.size)))
+        return position + count
 
     def _advance(self) -> None:
-        if self._next == len(self._found):
+        item = next(self._found, None)
+        if item is None:
             self._pending = memoryview(END)
             return
-        item = self._found[self._next]
-        self._next += 1
-        self._pending = memoryview(tar_header(item.entry))
-        if item.entry.size:
+        self._number += 1
+        self._entry, self._place, self._seen = item
+        self._pending = memoryview(tar_header(self._entry))
+        if self._entry.size:
             try:
                 # Never through a symlink that was put there since, and never waiting for a pipe that was.
-                self._fd = os.open(item.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                self._fd = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except OSError as error:
-                raise changed(item.place) from error
-            self._check(item)
-            self._left = item.entry.size
+                raise changed(self._place) from error
+            self._check()
+            self._left = self._entry.size
 
-    def _finish(self) -> None:
-        item = self._found[self._next - 1]
-        self._check(item)
-        self.close()
-        self._pending = memoryview(bytes(padding(item.entry.size)))
-
-    def _check(self, item: Found) -> None:
-        if state_of(os.fstat(self._fd)) != item.seen:
-            raise changed(item.place)
+    def _check(self) -> None:
+        if state_of(os.fstat(self._fd)) != self._seen:
+            raise changed(self._place)

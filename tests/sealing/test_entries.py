@@ -20,10 +20,16 @@ NAMES = st.one_of(st.binary(min_size=1, max_size=255), st.text(min_size=1, max_s
 )
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map(b"/".join)
 TIMES = st.integers(-(10**20), 10**20)
-FILES = st.builds(Entry, PATHS, st.just(Kind.FILE), st.integers(0, 0o777), TIMES, st.integers(0, 2**50), st.integers(0, 2**50),
+
+
+def make(*fields, **more):
+    return Entry(*fields, **more)
+
+
+FILES = st.builds(make, PATHS, st.just(Kind.FILE), st.integers(0, 0o777), TIMES, st.integers(0, 2**50), st.integers(0, 2**50),
                   digest=st.binary(min_size=32, max_size=32), sparse=st.booleans())  # fmt: skip
-LINKS = st.builds(Entry, PATHS, st.sampled_from([Kind.SYMLINK, Kind.LINK]), st.integers(0, 0o777), TIMES, target=PATHS)
-ENTRIES = st.one_of(FILES, LINKS, st.builds(Entry, PATHS, st.just(Kind.DIR), st.integers(0, 0o777), TIMES))
+LINKS = st.builds(make, PATHS, st.sampled_from([Kind.SYMLINK, Kind.LINK]), st.integers(0, 0o777), TIMES, target=PATHS)
+ENTRIES = st.one_of(FILES, LINKS, st.builds(make, PATHS, st.just(Kind.DIR), st.integers(0, 0o777), TIMES))
 
 
 @given(ENTRIES)
