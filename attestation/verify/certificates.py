@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -18,7 +20,17 @@ from attestation.errors import FormatError, LimitError, VerificationError
 
 MAX_CHAIN = 8
 MAX_CHAIN_BYTES = 64 * 1024
-_LOAD_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_WARNINGS = threading.Lock()
+LOAD_ERRORS = (
+    ValueError,
+    TypeError,
+    UserWarning,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What loading damaged DER raises, inside ``warnings_as_errors``."""
 _PEM = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -27,17 +39,28 @@ def load_chain(raw: bytes) -> list[x509.Certificate]:
     if len(raw) > MAX_CHAIN_BYTES:
         raise LimitError("a certificate chain is too large", seen=f"{len(raw)} bytes", wanted=f"≤ {MAX_CHAIN_BYTES} bytes")
     try:
-        with warnings.catch_warnings():
-            # AMD's VCEK certificates carry the serial number 0, which the loader warns of; nothing here reads serial numbers.
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        with warnings_as_errors():
             found = x509.load_pem_x509_certificates(raw) if _PEM in raw else [x509.load_der_x509_certificate(raw)]
             for certificate in found:
                 _parse_whole(certificate)
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         raise FormatError("not X.509 certificates", seen=str(error)[:200], wanted="PEM or DER certificates") from error
     if len(found) > MAX_CHAIN:
         raise LimitError("too many certificates", seen=str(len(found)), wanted=f"≤ {MAX_CHAIN}")
     return found
+
+
+@contextmanager
+def warnings_as_errors() -> Iterator[None]:
+    """Raise what the loader would only warn of, such as names of impossible length, so that it is refused.
+
+    AMD's VCEK certificates carry the serial number 0, which it warns of too, and which does no harm.
+    """
+    # Filters are the process's, not the thread's.
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        yield
 
 
 def _parse_whole(certificate: x509.Certificate) -> None:

@@ -19,12 +19,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestation.document import time_text
 from attestation.errors import FormatError, LimitError, VerificationError
-from attestation.verify.certificates import load_chain
+from attestation.verify.certificates import LOAD_ERRORS, load_chain, warnings_as_errors
 
 MAX_OCSP_BYTES = 64 * 1024
 MAX_ANSWERS = 16
 """How many answers one file may hold."""
-_LOAD_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension)
 
 
 def load_ocsp(raw: bytes) -> ocsp.OCSPResponse:
@@ -32,15 +31,17 @@ def load_ocsp(raw: bytes) -> ocsp.OCSPResponse:
     if len(raw) > MAX_OCSP_BYTES:
         raise LimitError("an OCSP response is too large", seen=f"{len(raw)} bytes", wanted=f"≤ {MAX_OCSP_BYTES} bytes")
     try:
-        found = ocsp.load_der_ocsp_response(raw)
-        if found.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            raise FormatError("the OCSP responder gave no answer", seen=found.response_status.name.lower(), wanted="successful")
-        singles = list(found.responses)
-        for single in singles:
-            # Parsed lazily: damage is to be found here and not in the middle of a decision.
-            _ = (single.certificate_status, single.this_update_utc, single.next_update_utc, single.issuer_key_hash, single.hash_algorithm)
-        _ = (found.signature, found.tbs_response_bytes, found.signature_hash_algorithm)
-    except _LOAD_ERRORS as error:
+        with warnings_as_errors():
+            found = ocsp.load_der_ocsp_response(raw)
+            if found.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+                raise FormatError("the OCSP responder gave no answer", seen=found.response_status.name.lower(), wanted="successful")
+            singles = list(found.responses)
+            for single in singles:
+                # Parsed lazily: damage is to be found here and not in the middle of a decision.
+                _ = (single.certificate_status, single.revocation_reason, single.this_update_utc, single.next_update_utc)
+                _ = (single.issuer_key_hash, single.issuer_name_hash, single.hash_algorithm, single.serial_number)
+            _ = (found.signature, found.tbs_response_bytes, found.signature_hash_algorithm, found.certificates)
+    except LOAD_ERRORS as error:
         raise FormatError("not an OCSP response", seen=str(error)[:200], wanted="a response in DER") from error
     if len(singles) > MAX_ANSWERS:
         raise LimitError("an OCSP response has too many answers", seen=str(len(singles)), wanted=f"≤ {MAX_ANSWERS}")

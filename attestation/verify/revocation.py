@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from attestation.document import time_text
 from attestation.errors import FormatError, LimitError, VerificationError
+from attestation.verify.certificates import LOAD_ERRORS, warnings_as_errors
 
 MAX_CRL_BYTES = 4 * 1024 * 1024
 _PEM = b"-----BEGIN"
@@ -21,9 +22,13 @@ def load_crl(raw: bytes) -> x509.CertificateRevocationList:
     if len(raw) > MAX_CRL_BYTES:
         raise LimitError("a revocation list is too large", seen=f"{len(raw)} bytes", wanted=f"≤ {MAX_CRL_BYTES} bytes")
     try:
-        return x509.load_pem_x509_crl(raw) if raw.lstrip().startswith(_PEM) else x509.load_der_x509_crl(raw)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        with warnings_as_errors():
+            found = x509.load_pem_x509_crl(raw) if raw.lstrip().startswith(_PEM) else x509.load_der_x509_crl(raw)
+            # Parsed lazily: damage is to be found here and not in the middle of a decision.
+            _ = (found.issuer.rfc4514_string(), found.last_update_utc, found.next_update_utc, found.signature_hash_algorithm)
+    except LOAD_ERRORS as error:
         raise FormatError("not a revocation list", seen=str(error)[:200], wanted="a CRL in DER or PEM") from error
+    return found
 
 
 def check_revocation(
