@@ -19,7 +19,6 @@ from attestation.document import Base64, NodeId, Sha256
 from attestation.errors import FormatError
 from attestation.signing import VerifyKey
 
-MAX_LIST = 4096
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -52,7 +51,11 @@ Wait = Annotated[timedelta, BeforeValidator(_duration)]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Hex48 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{96}$")]
 Byte = Annotated[int, Field(ge=0, le=255, strict=True)]
+RtmrIndex = Annotated[str, StringConstraints(pattern=r"^[0-3]$")]
 PcrIndex = Annotated[str, StringConstraints(pattern=r"^(?:[0-9]|1[0-9]|2[0-3])$")]
+
+MAX_LIST = 4096
+Accepted48 = Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
 
 
 class _Section(BaseModel):
@@ -93,7 +96,8 @@ class TcbFloor(_Section):
 class SnpTrust(_Section):
     """What an SEV-SNP report must show: launch measurements (48 bytes in hex), firmware floors, guest policy.
 
-    ``crl_max_age``: AMD's revocation list must come with the report, and be no older; None takes a report without one.
+    ``crl_max_age``: AMD's revocation list must be at hand, and be no older; None takes a report without one. ``host_data``, ``id_keys`` and
+    ``author_keys``: accepted values of what was bound to the guest at its launch; None accepts any.
     """
 
     measurements: Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
@@ -101,22 +105,39 @@ class SnpTrust(_Section):
     smt: bool = True
     migration: bool = False
     crl_max_age: Wait | None = None
+    host_data: Annotated[tuple[Hex32, ...], Field(min_length=1, max_length=MAX_LIST)] | None = None
+    id_keys: Accepted48 | None = None
+    author_keys: Accepted48 | None = None
+    max_vmpl: Annotated[int, Field(ge=0, le=3, strict=True)] = 3
 
 
 class TdxTrust(_Section):
-    """What a TDX quote must show: accepted MRTD values (48 bytes in hex), and which of Intel's TCB statuses are accepted."""
+    """What a TDX quote must show: accepted MRTD values (48 bytes in hex), and which of Intel's TCB statuses are accepted.
+
+    ``rtmrs``: accepted values of the registers that the guest extends while it boots. ``modules``: of MRSEAM. ``config_ids``, ``owners``
+    and ``owner_configs``: of what the host set when it made the guest. What is not named is not compared.
+    """
 
     measurements: Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
     statuses: Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{1,64}$")], ...], Field(min_length=1, max_length=16)] = (
         "UpToDate",
     )
+    rtmrs: Annotated[dict[RtmrIndex, Accepted48], Field(max_length=4)] = {}
+    modules: Accepted48 | None = None
+    config_ids: Accepted48 | None = None
+    owners: Accepted48 | None = None
+    owner_configs: Accepted48 | None = None
 
 
 class GpuTrust(_Section):
-    """Accepted driver and VBIOS versions of confidential GPUs; the reference measurements themselves come in signed RIM files."""
+    """Accepted driver and VBIOS versions of confidential GPUs; the reference measurements themselves come in signed RIM files.
+
+    ``status_max_age``: of every certificate a revocation list or OCSP response must be at hand, and be no older; None wants none.
+    """
 
     drivers: Annotated[tuple[str, ...], Field(max_length=256)] = ()
     vbios: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    status_max_age: Wait | None = None
 
 
 class TrustSpec(_Section):

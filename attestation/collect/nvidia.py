@@ -15,10 +15,14 @@ _FIX = "turn confidential computing on for this GPU ('nvidia-smi conf-compute -f
 
 @dataclass(frozen=True)
 class GpuSource:
-    """One GPU by its uuid. ``rims`` are the files with NVIDIA's references for its driver and VBIOS; they travel with the report."""
+    """One GPU by its uuid. ``rims`` are the files with NVIDIA's references for its driver and VBIOS; they travel with the report.
+
+    So do ``ocsp``, the files with the responder's answers about the certificates.
+    """
 
     uuid: str
     rims: Sequence[Path] = ()
+    ocsp: Sequence[Path] = ()
 
     def quote(self, binding: bytes) -> TeeEvidence:
         """Return the GPU's report with ``binding`` as its nonce. Raises ``AttestationError`` where the driver refuses."""
@@ -45,4 +49,5 @@ class GpuSource:
             "chain": bytes(certificate.attestationCertChain[: certificate.attestationCertChainSize]),
         }
         parts |= {f"rim{number}": path.read_bytes() for number, path in enumerate(self.rims)}
+        parts |= {f"ocsp{number}": path.read_bytes() for number, path in enumerate(self.ocsp)}
         return TeeEvidence(kind="nvidia-gpu", target=self.uuid, parts={name: b64encode(data) for name, data in parts.items()})

@@ -27,6 +27,7 @@ from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.signing import Envelope, b64decode
 from attestation.steps import Steps
 from attestation.trust import Trust
+from attestation.verify.cache import NOTHING, Cached
 from attestation.verify.interlock import NodeHistory, check_interlock
 from attestation.verify.tee import check_tee
 
@@ -54,14 +55,17 @@ class Expected:
     history: NodeHistory | None
 
 
-def verify_evidence(envelope: Envelope, *, trust: Trust, expected: Expected, at: datetime) -> Appraisal:
-    """Return the appraisal of a node's signed evidence. Raises ``VerificationError`` with all steps."""
+def verify_evidence(envelope: Envelope, *, trust: Trust, expected: Expected, at: datetime, cached: Cached = NOTHING) -> Appraisal:
+    """Return the appraisal of a node's signed evidence. Raises ``VerificationError`` with all steps.
+
+    ``cached`` is collateral of one's own (``attestation.verify.cache``), beside what came with the evidence.
+    """
     steps = Steps("the evidence")
     evidence = _authenticate(envelope, trust, steps)
     _check_answers(evidence, expected, steps)
     _check_node(evidence, trust, at, steps)
     check_interlock(evidence, expected.history, required=trust.spec.interlock == "log", steps=steps)
-    submods = check_tee(evidence, _software(evidence), trust, at, steps)
+    submods = check_tee(evidence, _software(evidence), trust, at, steps, cached=cached)
     level = level_of(submods)
     steps.check(
         "level",

@@ -11,7 +11,7 @@ import hmac
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -21,7 +21,8 @@ from attestation.enrolment import Answer, Challenge, Offer, Pending, proof_of
 from attestation.errors import AttestationError, VerificationError
 from attestation.signing import b64decode, b64encode
 from attestation.steps import Steps
-from attestation.verify.certificates import load_chain, verify_chain
+from attestation.verify.certificates import load_chain, name_of, verified_path
+from attestation.verify.statuses import NO_STATUS, StatusFiles, check_statuses
 from attestation.verify.tpm_public import PublicArea, make_credential, parse_public
 
 SECRET_BYTES = 32
@@ -49,10 +50,13 @@ def make_challenge(
     roots: Sequence[x509.Certificate] = (),
     intermediates: Sequence[x509.Certificate] = (),
     approved: Collection[str] = (),
+    statuses: StatusFiles = NO_STATUS,
+    status_max_age: timedelta | None = None,
 ) -> tuple[Challenge, Pending, Steps]:
     """Return the challenge to an offer, what to keep for the answer, and the steps. Raises ``VerificationError``.
 
     The EK is accepted if its digest is among ``approved``, or its certificate leads over ``intermediates`` to one of ``roots`` at ``at``.
+    ``statuses`` are the makers' revocation lists; with ``status_max_age`` each certificate must be covered by one no older than that.
     """
     steps = Steps("the TPM's offer")
     try:
@@ -63,7 +67,9 @@ def make_challenge(
         steps.fail("tpm-offer", error)
     steps.check("tpm-offer", ok=True, seen=offer.node, wanted="a TPM's offer")
     _check_ek(ek, certificate, steps)
-    basis = _basis(ek, certificate, at=at, roots=roots, intermediates=intermediates, approved=approved, steps=steps)
+    basis, path = _basis(ek, certificate, at=at, roots=roots, intermediates=intermediates, approved=approved, steps=steps)
+    if path:
+        _check_revocation(path, statuses, at=at, max_age=status_max_age, steps=steps)
     steps.need(
         "tpm-ak",
         ok=ak.is_attestation_key,
@@ -116,20 +122,32 @@ def _basis(
     intermediates: Sequence[x509.Certificate],
     approved: Collection[str],
     steps: Steps,
-) -> str:
-    """Take the step ``tpm-ek-basis``; return why the EK is accepted."""
+) -> tuple[str, Sequence[x509.Certificate]]:
+    """Take the step ``tpm-ek-basis``; return why the EK is accepted, and the certificates that say so, if any."""
     digest = ek_digest(ek)
     if digest in approved:
         steps.check("tpm-ek-basis", ok=True, seen=digest, wanted="an approved endorsement key")
-        return f"approved endorsement key {digest}"
+        return f"approved endorsement key {digest}", ()
     fix = f"compare {digest} with what the machine itself shows, then approve it with --ek; or give its maker's roots with --ek-roots"
     try:
-        root = verify_chain(_path(certificate, intermediates, roots), roots, at)
+        path = verified_path(_path(certificate, intermediates, roots), roots, at)
     except VerificationError as error:
         error.details["fix"] = fix
         steps.fail("tpm-ek-basis", error)
-    steps.check("tpm-ek-basis", ok=True, seen=root, wanted="a certificate under a given root")
-    return f"endorsement key {digest} certified under {root}"
+    steps.check("tpm-ek-basis", ok=True, seen=name_of(path[-1]), wanted="a certificate under a given root")
+    return f"endorsement key {digest} certified under {name_of(path[-1])}", path
+
+
+def _check_revocation(
+    path: Sequence[x509.Certificate], statuses: StatusFiles, *, at: datetime, max_age: timedelta | None, steps: Steps
+) -> None:
+    fix = "give the maker's current revocation list with --ek-crl; the certificates name its place (CRL distribution points)"
+    try:
+        seen = check_statuses([path], statuses, at=at, max_age=max_age, fix=fix)
+    except AttestationError as error:
+        error.details.setdefault("fix", fix)
+        steps.fail("tpm-ek-revocation", error)
+    steps.check("tpm-ek-revocation", ok=True, seen=seen, wanted="no revoked certificate")
 
 
 def _path(leaf: x509.Certificate | None, pool: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]) -> list[x509.Certificate]:

@@ -13,7 +13,8 @@ driver R570 on; protected PCIe is not confidential computing, and no encrypted m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -64,10 +65,12 @@ def verify_gpu(
     at: datetime,
     steps: Steps,
     statuses: StatusFiles = NO_STATUS,
+    cached: Sequence[bytes] = (),
 ) -> Submod:
     """Record the steps and return the claims. Raises ``VerificationError`` where later steps would have no basis.
 
-    ``nonce`` is 32 bytes, or None to compare nothing and then claim nothing. The fact ``device`` names the chip by its own key.
+    ``nonce`` is 32 bytes, or None to compare nothing and then claim nothing. ``rims`` came with the report; of ``cached`` references, one's
+    own, those for this GPU that are current stand in for them. The fact ``device`` names the chip by its own key.
     """
     try:
         parsed, certificates = parse_gpu_report(report), load_chain(chain)
@@ -102,7 +105,8 @@ def verify_gpu(
         if encrypted
         else "confidential computing; so no encrypted memory is claimed",
     )
-    found = _read_references(parsed, identity, rims, rules=rules, at=at, steps=steps)
+    own = _own_references(parsed, identity, cached, rules, at)
+    found = own | _read_references(parsed, identity, rims, rules=rules, at=at, steps=steps, known=own)
     _check_revocation([path[1:], *(rim.chain for rim in found.values())], statuses, rules, at, steps)
     good, active = _compare(parsed, found, steps)
     known, complete = nonce is not None, good and active > 0 and set(found) == {"driver", "vbios"}
@@ -178,12 +182,28 @@ def _check_fwid(report: GpuReport, identity: GpuIdentity, steps: Steps) -> None:
 
 
 def _read_references(
-    report: GpuReport, identity: GpuIdentity, rims: Sequence[bytes], *, rules: GpuRules, at: datetime, steps: Steps
+    report: GpuReport,
+    identity: GpuIdentity,
+    rims: Sequence[bytes],
+    *,
+    rules: GpuRules,
+    at: datetime,
+    steps: Steps,
+    known: Mapping[str, Rim],
 ) -> dict[str, Rim]:
-    """Return the references that verify, by what they are for: ``driver`` and ``vbios``."""
+    """Return the references that verify, by what they are for: ``driver`` and ``vbios``; but for the parts that are ``known``."""
+    for kind, rim in known.items():
+        steps.check(
+            f"gpu-rim-own-{kind}",
+            ok=True,
+            seen=f"{rim.product} {rim.version}, signed under {rim.signer}",
+            wanted="a reference of one's own",
+        )
     found: dict[str, Rim] = {}
     for number, raw in enumerate(rims):
         try:
+            if _is_for(raw, known):
+                continue
             rim = verify_rim(raw, at, rules.rim_roots)
             kind = _kind(rim, report, identity)
             if kind in found:
@@ -198,6 +218,23 @@ def _read_references(
             seen=f"{kind} {rim.product} {rim.version}, signed under {rim.signer}",
             wanted="a reference for this GPU",
         )
+    return found
+
+
+def _is_for(raw: bytes, known: Mapping[str, Rim]) -> bool:
+    """Say whether a file claims to be for a part of which there is a reference already, which is used instead."""
+    return any(f'"{rim.version}"'.encode() in raw for rim in known.values())
+
+
+def _own_references(report: GpuReport, identity: GpuIdentity, cached: Sequence[bytes], rules: GpuRules, at: datetime) -> dict[str, Rim]:
+    """Return one's own references that are for this GPU and current."""
+    found: dict[str, Rim] = {}
+    versions = [version.encode() for version in (report.driver, report.vbios) if version]
+    for raw in cached:
+        if any(version in raw for version in versions):  # verifying takes long, and a cache may hold many
+            with contextlib.suppress(AttestationError):
+                rim = verify_rim(raw, at, rules.rim_roots)
+                found[_kind(rim, report, identity)] = rim
     return found
 
 

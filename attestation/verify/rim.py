@@ -70,6 +70,11 @@ def verify_rim(raw: bytes, at: datetime, roots: Sequence[x509.Certificate] = ())
     return _read(signed, path)
 
 
+def rim_signers(raw: bytes) -> list[x509.Certificate]:
+    """Return the certificates inside a RIM file, unproven. Raises ``FormatError`` or ``LimitError``."""
+    return _certificates(_parse(raw))
+
+
 def _parse(raw: bytes) -> etree._Element:
     if len(raw) > MAX_RIM_BYTES:
         raise LimitError("a RIM file is too large", seen=f"{len(raw)} bytes", wanted=f"≤ {MAX_RIM_BYTES} bytes")

@@ -20,8 +20,10 @@ from attestation.errors import AttestationError, FormatError
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.steps import Steps
+from attestation.verify.cache import NOTHING, Cached
 from attestation.verify.certificates import load_chain
 from attestation.verify.snp import SnpRules, verify_snp
+from attestation.verify.statuses import StatusFiles
 from attestation.verify.tdx import TdxRules, verify_tdx
 from attestation.verify.tpm import TpmEvidence, verify_tpm
 from attestation.verify.tpm_rules import TpmRules
@@ -46,6 +48,8 @@ def verify_single(
     collateral: bytes | None = None,
     crl: bytes | None = None,
     crl_max_age: timedelta | None = None,
+    ocsp: Sequence[bytes] = (),
+    cached: Cached = NOTHING,
 ) -> Appraisal:
     """Return the appraisal of one file. Raises ``VerificationError`` with all steps, ``FormatError`` or ``LimitError`` for other files.
 
@@ -54,9 +58,10 @@ def verify_single(
     - ``sev-snp``: a report, with its VCEK or VLEK in ``chain``; ``roots`` replace AMD's certificates; ``crl`` is AMD's revocation list.
     - ``tdx``: a quote, with Intel's collateral (JSON) in ``collateral``; ``roots`` replace Intel's root.
     - ``nvidia-gpu``: a report (binary or hex) with ``chain``, or a JSON list of both for several GPUs; ``roots`` replace the device
-      root, and ``rims`` are the references.
+      root, ``rims`` are the references, ``crl`` and ``ocsp`` say what was revoked.
 
-    ``nonce`` is what the evidence must answer, ``at`` the moment at which certificates must be valid.
+    ``nonce`` is what the evidence must answer, ``at`` the moment at which certificates must be valid, ``cached`` collateral of
+    one's own that is used beside what is given; ``crl_max_age`` wants revocation lists or responses no older than that.
     """
     if len(raw) > MAX_FILE_BYTES:
         raise FormatError("the file is too large", seen=f"{len(raw)} bytes", wanted=f"≤ {MAX_FILE_BYTES} bytes")
@@ -69,12 +74,26 @@ def verify_single(
     elif kind == "sev-snp":
         pinned = _pinned(roots, "snp-format", steps)
         rules = SnpRules(crl_max_age=crl_max_age)
-        submods = {"cpu0": verify_snp(raw, chain or b"", nonce=nonce, rules=rules, at=at, steps=steps, roots=pinned, crl=crl)}
+        submods = {
+            "cpu0": verify_snp(raw, chain or b"", nonce=nonce, rules=rules, at=at, steps=steps, roots=pinned, crl=crl, cached=cached.crls)
+        }
     elif kind == "tdx":
         pinned = _pinned(roots, "tdx-format", steps)
-        submods = {"cpu0": verify_tdx(raw, collateral, nonce=nonce, rules=TdxRules(), at=at, steps=steps, roots=pinned)}
+        submods = {"cpu0": verify_tdx(raw, collateral, nonce=nonce, rules=TdxRules(), at=at, steps=steps, roots=pinned, cached=cached.tdx)}
     else:
-        submods = _gpus(raw, nonce=nonce, chain=chain, roots=roots, rims=rims, at=at, steps=steps)
+        statuses = StatusFiles(crls=[*cached.crls, *([] if crl is None else [crl])], ocsp=[*cached.ocsp, *ocsp])
+        submods = _gpus(
+            raw,
+            nonce=nonce,
+            chain=chain,
+            roots=roots,
+            at=at,
+            steps=steps,
+            rims=rims,
+            own=cached.rims,
+            statuses=statuses,
+            max_age=crl_max_age,
+        )
     steps.finish()
     return appraise(submods, nonce=nonce, policy_id=STAND_ALONE, steps=steps.all, at=at)
 
@@ -136,17 +155,27 @@ def _pinned(roots: Sequence[bytes], step: str, steps: Steps) -> list[x509.Certif
 
 
 def _gpus(
-    raw: bytes, *, nonce: bytes | None, chain: bytes | None, roots: Sequence[bytes], rims: Sequence[bytes], at: datetime, steps: Steps
+    raw: bytes,
+    *,
+    nonce: bytes | None,
+    chain: bytes | None,
+    roots: Sequence[bytes],
+    at: datetime,
+    steps: Steps,
+    rims: Sequence[bytes],
+    own: Sequence[bytes],
+    statuses: StatusFiles,
+    max_age: timedelta | None,
 ) -> Mapping[str, Submod]:
     from attestation.verify.nvidia import GpuRules, check_distinct, verify_gpu
 
     try:
-        rules = GpuRules(device_roots=[certificate for root in roots for certificate in load_chain(root)])
+        rules = GpuRules(device_roots=[certificate for root in roots for certificate in load_chain(root)], status_max_age=max_age)
         pieces = _gpu_pieces(raw, chain)
     except AttestationError as error:
         steps.fail("gpu-format", error)
     submods = {
-        f"gpu{number}": verify_gpu(report, certificates, rims, nonce=nonce, rules=rules, at=at, steps=steps)
+        f"gpu{number}": verify_gpu(report, certificates, rims, nonce=nonce, rules=rules, at=at, steps=steps, statuses=statuses, cached=own)
         for number, (report, certificates) in enumerate(pieces)
     }
     check_distinct(list(submods.values()), steps)

@@ -3,7 +3,7 @@
 Steps: ``snp-format`` · ``snp-chain`` the chip's key (VCEK, or a cloud's VLEK) was issued under AMD's pinned roots ·
 ``snp-revocation`` AMD has not revoked its issuers · ``snp-signature`` it signed the report · ``snp-key``, ``snp-key-tcb``,
 ``snp-key-chip`` the certificate is for this signer, firmware and chip · ``snp-tcb`` at or above the floors · ``snp-policy`` debugging
-off · ``snp-vmpl`` · ``snp-measurement`` · ``snp-nonce``.
+off · ``snp-vmpl`` · ``snp-measurement`` · ``snp-host-data``, ``snp-id-key``, ``snp-author-key`` where wanted · ``snp-nonce``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ _TURIN_CHIP_BYTES = 8
 
 @dataclass(frozen=True)
 class SnpRules:
-    """What a report must show. ``measurements`` of None compares nothing and then claims nothing of the guest."""
+    """What a report must show. ``measurements`` of None compares nothing and then claims nothing of the guest.
+
+    ``host_data`` (32 bytes), ``id_keys`` and ``author_keys`` (48) are accepted values of what was bound to the guest at its launch; None of
+    them compares nothing. ``max_vmpl`` is the least privileged level that may ask.
+    """
 
     measurements: Collection[bytes] | None = None
     floor: Tcb = NO_FLOOR
@@ -45,6 +49,10 @@ class SnpRules:
     migration: bool = False
     crl_max_age: timedelta | None = None
     """How old AMD's revocation list may be; None does not want one."""
+    host_data: Collection[bytes] | None = None
+    id_keys: Collection[bytes] | None = None
+    author_keys: Collection[bytes] | None = None
+    max_vmpl: int = MAX_VMPL
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,13 @@ def verify_snp(
     steps: Steps,
     roots: Sequence[x509.Certificate] = (),
     crl: bytes | None = None,
+    cached: Sequence[bytes] = (),
 ) -> Submod:
     """Record the steps and return the claims. Raises ``VerificationError`` where later steps would have no basis.
 
     ``chain`` is the VCEK or VLEK, PEM or DER, with or without its issuers. ``nonce`` is 32 or 64 bytes, or None to compare nothing.
-    ``roots`` replaces AMD's packaged certificates (ASK, ARK, ASVK). ``crl`` is the ARK's revocation list.
+    ``roots`` replaces AMD's packaged certificates (ASK, ARK, ASVK). ``crl`` is the ARK's revocation list,
+    as it came with the report; ``cached`` are lists of one's own, of which those of these issuers count.
     """
     try:
         certificates = load_chain(chain)
@@ -80,7 +90,7 @@ def verify_snp(
         steps.fail("snp-format", error)
     steps.check("snp-format", ok=True, seen=f"report v{parsed.version}, {about.product}", wanted="report v2 to v5")
     issuers = _check_chain(certificates, about, roots, at, steps)
-    _check_revocation([certificates[0], *issuers], crl, max_age=rules.crl_max_age, at=at, steps=steps)
+    _check_revocation([certificates[0], *issuers], crl, cached, max_age=rules.crl_max_age, at=at, steps=steps)
     _check_signature(parsed, certificates[0], steps)
     _check_key(parsed, about, steps)
     _check_rules(parsed, rules, steps)
@@ -97,6 +107,9 @@ def verify_snp(
         "tcb": str(parsed.reported_tcb),
         "measurement": parsed.measurement.hex(),
         "chip": parsed.chip_id.hex(),
+        "host_data": parsed.host_data.hex(),
+        "id_key": parsed.id_key.hex(),
+        "vmpl": parsed.vmpl,
     }
     return Submod(claims, facts)
 
@@ -122,21 +135,32 @@ def _check_chain(
 
 
 def _check_revocation(
-    certificates: Sequence[x509.Certificate], crl: bytes | None, *, max_age: timedelta | None, at: datetime, steps: Steps
+    certificates: Sequence[x509.Certificate],
+    crl: bytes | None,
+    cached: Sequence[bytes],
+    *,
+    max_age: timedelta | None,
+    at: datetime,
+    steps: Steps,
 ) -> None:
-    fix = "have the node send AMD's current list (kdsintf.amd.com, …/crl)"
-    if crl is None:
+    """Every list of these issuers must be silent about them: the node's own may be one from before a revocation."""
+    fix = "import AMD's current list (https://kdsintf.amd.com/vcek/v1/{Milan,Genoa,Turin}/crl), or have the node send it"
+    seen: list[str] = []
+    try:
+        lists = [] if crl is None else [load_crl(crl)]
+        lists += [own for own in map(load_crl, cached) if any(own.issuer == item.subject for item in certificates)]
+        for listed in lists:
+            issuer = next((item for item in certificates if item.subject == listed.issuer), certificates[-1])
+            seen.append(check_revocation(listed, issuer, certificates, at=at, max_age=max_age))
+    except AttestationError as error:
+        error.details["fix"] = fix
+        steps.note("snp-revocation", error)
+        return
+    if seen:
+        steps.check("snp-revocation", ok=True, seen="; ".join(seen), wanted="AMD's current list names none of them")
+    else:
         wanted = "not compared: no list was given" if max_age is None else "AMD's revocation list"
         steps.check("snp-revocation", ok=max_age is None, seen="none", wanted=wanted, fix=fix)
-        return
-    try:
-        listed = load_crl(crl)
-        issuer = next((item for item in certificates if item.subject == listed.issuer), certificates[-1])
-        seen = check_revocation(listed, issuer, certificates, at=at, max_age=max_age)
-    except AttestationError as error:
-        steps.note("snp-revocation", error)
-    else:
-        steps.check("snp-revocation", ok=True, seen=seen, wanted="AMD's current list names none of them")
 
 
 def _check_signature(report: SnpReport, certificate: x509.Certificate, steps: Steps) -> None:
@@ -178,7 +202,11 @@ def _check_rules(report: SnpReport, rules: SnpRules, steps: Steps) -> None:
         fix="start the guest with another policy",
     )
     steps.check(
-        "snp-vmpl", ok=report.vmpl <= MAX_VMPL, seen=str(report.vmpl), wanted=f"0 to {MAX_VMPL} (asked for by the guest, not the host)"
+        "snp-vmpl",
+        ok=report.vmpl <= min(rules.max_vmpl, MAX_VMPL),
+        seen=str(report.vmpl),
+        wanted=f"0 to {rules.max_vmpl} (asked for by the guest, not the host)",
+        fix="ask from a more privileged level of the guest, or accept this one in the trust file",
     )
     known = rules.measurements is None or report.measurement in rules.measurements
     steps.check(
@@ -188,6 +216,15 @@ def _check_rules(report: SnpReport, rules: SnpRules, steps: Steps) -> None:
         wanted="not compared: no measurement was given" if rules.measurements is None else f"one of {len(rules.measurements)} accepted",
         fix="add the measurement to the trust file, if you accept this image",
     )
+
+    for name, seen, accepted in (
+        ("host-data", report.host_data, rules.host_data),
+        ("id-key", report.id_key, rules.id_keys),
+        ("author-key", report.author_key, rules.author_keys),
+    ):
+        if accepted is not None:
+            fix = "launch the guest with what the trust file accepts, or add this value to it"
+            steps.check(f"snp-{name}", ok=seen in accepted, seen=seen.hex(), wanted=f"one of {len(accepted)} accepted", fix=fix)
 
 
 def _check_nonce(report: SnpReport, nonce: bytes | None, steps: Steps) -> None:

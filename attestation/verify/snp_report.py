@@ -81,6 +81,8 @@ class SnpReport:
     report_data: bytes
     measurement: bytes
     host_data: bytes
+    id_key: bytes
+    author_key: bytes
     current_tcb: Tcb
     reported_tcb: Tcb
     committed_tcb: Tcb
@@ -110,7 +112,8 @@ def parse_report(raw: bytes, *, turin: bool) -> SnpReport:
     key_info = reader.number(4)
     reader.number(4)
     report_data, measurement, host_data = reader.take(64), reader.take(48), reader.take(32)
-    reader.take(48 + 48 + 32 + 32)  # id key digest, author key digest, report id, report id of the migration agent
+    id_key, author_key = reader.take(48), reader.take(48)
+    reader.take(32 + 32)  # report id, report id of the migration agent
     reported = reader.take(8)
     cpuid = reader.take(24)
     family = cpuid[0] if version > VERSIONS.start else None
@@ -131,6 +134,8 @@ def parse_report(raw: bytes, *, turin: bool) -> SnpReport:
         report_data=report_data,
         measurement=measurement,
         host_data=host_data,
+        id_key=id_key,
+        author_key=author_key,
         current_tcb=Tcb.parse(current, turin=new),
         reported_tcb=Tcb.parse(reported, turin=new),
         committed_tcb=Tcb.parse(committed, turin=new),

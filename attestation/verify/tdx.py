@@ -3,14 +3,16 @@
 Steps: ``tdx-format`` · ``tdx-chain`` the platform's key (PCK) was issued under Intel's pinned root · ``tdx-enclave`` it signed the quoting
 enclave's report · ``tdx-key`` which names the key that · ``tdx-signature`` signed the quote · ``tdx-collateral`` Intel's tables are signed
 and current, nothing is revoked · ``tdx-qe``, ``tdx-tcb``, ``tdx-module`` enclave, platform and TDX module are the tables' and up to date ·
-``tdx-policy`` debugging off · ``tdx-measurement`` · ``tdx-nonce``.
+``tdx-policy`` debugging off · ``tdx-measurement`` · ``tdx-rtmrN``, ``tdx-mrseam``, ``tdx-config-id``, ``tdx-owner``, ``tdx-owner-config``
+where wanted · ``tdx-nonce``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
@@ -23,7 +25,15 @@ from attestation.steps import Steps
 from attestation.verify.binary import BinaryReader
 from attestation.verify.certificates import load_chain, packaged_roots, verify_chain
 from attestation.verify.der import SEQUENCE, members, take, value
-from attestation.verify.tdx_collateral import Collateral, level_status, module_of, open_collateral, platform_status, signed_by
+from attestation.verify.tdx_collateral import (
+    Collateral,
+    collateral_fix,
+    level_status,
+    module_of,
+    open_collateral,
+    platform_status,
+    signed_by,
+)
 from attestation.verify.tdx_quote import TdxQuote, parse_tdx_quote
 
 UP_TO_DATE = frozenset({"UpToDate"})
@@ -33,10 +43,19 @@ _SGX_OID = "1.2.840.113741.1.13.1"
 
 @dataclass(frozen=True)
 class TdxRules:
-    """What a quote must show. ``measurements`` are accepted MRTD values; None compares nothing and then claims nothing of the guest."""
+    """What a quote must show. ``measurements`` are accepted MRTD values; None compares nothing and then claims nothing of the guest.
+
+    ``rtmrs`` are accepted values of the registers that the guest itself extends, by their number (0 to 3); ``modules`` of MRSEAM;
+    ``config_ids``, ``owners`` and ``owner_configs`` of what the host set when it made the guest. None of these compares nothing.
+    """
 
     measurements: Collection[bytes] | None = None
     statuses: Collection[str] = UP_TO_DATE
+    rtmrs: Mapping[int, Collection[bytes]] = field(default_factory=dict)
+    modules: Collection[bytes] | None = None
+    config_ids: Collection[bytes] | None = None
+    owners: Collection[bytes] | None = None
+    owner_configs: Collection[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +77,12 @@ def verify_tdx(
     at: datetime,
     steps: Steps,
     roots: Sequence[x509.Certificate] = (),
+    cached: Sequence[bytes] = (),
 ) -> Submod:
     """Record the steps and return the claims. Raises ``VerificationError`` where later steps would have no basis.
 
-    Without ``collateral`` the firmware is not judged, and nothing is claimed. ``roots`` replaces Intel's packaged root.
+    ``collateral`` came with the quote; the newest of ``cached``, one's own, that is current and for this platform is used in its place.
+    Without any the firmware is not judged, and nothing is claimed. ``roots`` replaces Intel's packaged root.
     """
     pinned = list(roots) or list(packaged_roots("intel_sgx.pem"))
     try:
@@ -77,6 +98,7 @@ def verify_tdx(
         steps.fail("tdx-chain", error)
     steps.check("tdx-chain", ok=True, seen=root, wanted="Intel's pinned root")
     _check_signatures(quote, chain[0], steps)
+    collateral = _own(platform, cached, chain=chain, roots=pinned, at=at) or collateral
     judged = _check_collateral(quote, platform, collateral, chain=chain, roots=pinned, rules=rules, at=at, steps=steps)
     _check_guest(quote, rules, nonce, steps)
     known = judged and nonce is not None
@@ -91,6 +113,9 @@ def verify_tdx(
         "tcb_svn": quote.tcb_svn.hex(),
         "measurement": quote.measurement.hex(),
         "rtmrs": [value.hex() for value in quote.rtmrs],
+        "mrseam": quote.seam.hex(),
+        "owner": quote.owner.hex(),
+        "config_id": quote.config_id.hex(),
     }
     return Submod(claims, facts)
 
@@ -121,7 +146,8 @@ def _check_collateral(
 ) -> bool:
     """Return whether there was collateral to judge the platform by."""
     if raw is None:
-        steps.check("tdx-collateral", ok=True, seen="none", wanted="not compared: no collateral was given")
+        wanted = f"not compared: no collateral was given. {collateral_fix(platform.fmspc.hex())}"
+        steps.check("tdx-collateral", ok=True, seen="none", wanted=wanted)
         return False
     try:
         found = open_collateral(raw, chain, roots, at)
@@ -130,6 +156,19 @@ def _check_collateral(
     steps.check("tdx-collateral", ok=True, seen=f"valid until {time_text(found.until)}; {found.revocation}", wanted="signed and current")
     _check_tables(quote, platform, found, rules, steps)
     return True
+
+
+def _own(
+    platform: Platform, cached: Sequence[bytes], *, chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime
+) -> bytes | None:
+    """Return the newest collateral for this platform that verifies at ``at``, or None. What does not is not this quote's fault."""
+    found: list[tuple[datetime, bytes]] = []
+    for raw in cached:
+        with contextlib.suppress(AttestationError):
+            opened = open_collateral(raw, chain, roots, at)
+            if bytes.fromhex(opened.tcb.fmspc) == platform.fmspc:
+                found.append((opened.tcb.issue_date, raw))
+    return max(found, default=(None, None))[1]
 
 
 def _check_tables(quote: TdxQuote, platform: Platform, found: Collateral, rules: TdxRules, steps: Steps) -> None:
@@ -174,6 +213,17 @@ def _check_guest(quote: TdxQuote, rules: TdxRules, nonce: bytes | None, steps: S
         wanted="not compared: no measurement was given" if rules.measurements is None else f"one of {len(rules.measurements)} accepted",
         fix="add the measurement to the trust file, if you accept this image",
     )
+    lists: list[tuple[str, bytes, Collection[bytes] | None]] = [
+        *((f"rtmr{index}", quote.rtmrs[index], rules.rtmrs[index]) for index in sorted(rules.rtmrs)),
+        ("mrseam", quote.seam, rules.modules),
+        ("config-id", quote.config_id, rules.config_ids),
+        ("owner", quote.owner, rules.owners),
+        ("owner-config", quote.owner_config, rules.owner_configs),
+    ]
+    for name, seen, accepted in lists:
+        if accepted is not None:
+            fix = "boot what the trust file accepts, or add this value to it"
+            steps.check(f"tdx-{name}", ok=seen in accepted, seen=seen.hex(), wanted=f"one of {len(accepted)} accepted", fix=fix)
     wanted = None if nonce is None else nonce.ljust(REPORT_DATA_BYTES, b"\0")
     steps.check(
         "tdx-nonce",

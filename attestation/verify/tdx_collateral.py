@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -137,13 +137,25 @@ class Collateral:
     revocation: str
 
 
-def open_collateral(raw: bytes, pck: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime) -> Collateral:
-    """Return the collateral once all of it is signed under ``roots`` and valid at ``at``, and nothing in ``pck`` (leaf first) is revoked.
+@dataclass(frozen=True)
+class Tables:
+    """Intel's tables for one family of platforms, signed and current; the lists are not yet compared with a platform's certificates."""
+
+    tcb: TcbInfo
+    enclave: QeIdentity
+    since: datetime
+    until: datetime
+    signers: tuple[x509.Certificate, ...]
+    root_crl: x509.CertificateRevocationList
+    pck_crl: x509.CertificateRevocationList
+
+
+def open_tables(raw: bytes, roots: Sequence[x509.Certificate], at: datetime) -> Tables:
+    """Return the tables once they are signed under ``roots`` and valid at ``at``, their signers not revoked by the root's list.
 
     Raises ``FormatError``, ``LimitError`` or ``VerificationError``.
     """
-    file = _parse(_File, parse_json(raw, max_bytes=MAX_COLLATERAL_BYTES))
-    root_crl, pck_crl = load_crl(bytes.fromhex(file.root_ca_crl)), load_crl(bytes.fromhex(file.pck_crl))
+    file, tcb, enclave, lists, since, until = _read(raw)
     signers = []
     for text, signature, chain in (
         (file.tcb_info, file.tcb_info_signature, file.tcb_info_issuer_chain),
@@ -154,23 +166,71 @@ def open_collateral(raw: bytes, pck: Sequence[x509.Certificate], roots: Sequence
         if not signed_by(certificates[0], bytes.fromhex(signature), text.encode()):
             raise SignatureError("the collateral is not signed by Intel", seen="another key, or another text", wanted="Intel's signature")
         signers += certificates
-    tcb, enclave = _parse(TcbInfo, parse_json(file.tcb_info.encode())), _parse(QeIdentity, parse_json(file.qe_identity.encode()))
     for what, dated in (("TCB info", tcb), ("QE identity", enclave)):
         if not dated.issue_date <= at <= dated.next_update:
             raise VerificationError(
                 f"Intel's {what} is not current",
                 seen=time_text(at),
                 wanted=f"{time_text(dated.issue_date)} to {time_text(dated.next_update)}",
-                fix="fetch the platform's current collateral",
+                fix=collateral_fix(tcb.fmspc),
             )
-    root = next((item for item in roots if item.subject == root_crl.issuer), None)
-    if root is None or len(pck) < 2:
+    root = next((item for item in roots if item.subject == lists[0].issuer), None)
+    if root is None:
         raise VerificationError(
-            "the revocation list is another root's", seen=root_crl.issuer.rfc4514_string()[:200], wanted="the pinned root's"
+            "the revocation list is another root's", seen=lists[0].issuer.rfc4514_string()[:200], wanted="the pinned root's"
         )
-    seen = [check_revocation(root_crl, root, [*pck, *signers], at=at), check_revocation(pck_crl, pck[1], pck, at=at)]
-    ends = [tcb.next_update, enclave.next_update, *(crl.next_update_utc for crl in (root_crl, pck_crl) if crl.next_update_utc is not None)]
-    return Collateral(tcb, enclave, min(ends), "; ".join(seen))
+    check_revocation(lists[0], root, signers, at=at)
+    return Tables(tcb, enclave, since, until, tuple(signers), *lists)
+
+
+def stated_window(raw: bytes) -> tuple[datetime, datetime]:
+    """Return from when to when collateral says that it is valid; nothing is proven. Raises ``FormatError`` or ``LimitError``."""
+    *_, since, until = _read(raw)
+    return since, until
+
+
+class _Read(NamedTuple):
+    file: _File
+    tcb: TcbInfo
+    enclave: QeIdentity
+    lists: tuple[x509.CertificateRevocationList, x509.CertificateRevocationList]
+    since: datetime
+    until: datetime
+
+
+def _read(raw: bytes) -> _Read:
+    file = _parse(_File, parse_json(raw, max_bytes=MAX_COLLATERAL_BYTES))
+    lists = (load_crl(bytes.fromhex(file.root_ca_crl)), load_crl(bytes.fromhex(file.pck_crl)))
+    tcb, enclave = _parse(TcbInfo, parse_json(file.tcb_info.encode())), _parse(QeIdentity, parse_json(file.qe_identity.encode()))
+    since = max(tcb.issue_date, enclave.issue_date, *(crl.last_update_utc for crl in lists))
+    until = min(tcb.next_update, enclave.next_update, *(crl.next_update_utc for crl in lists if crl.next_update_utc is not None))
+    return _Read(file, tcb, enclave, lists, since, until)
+
+
+def open_collateral(raw: bytes, pck: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], at: datetime) -> Collateral:
+    """Return the collateral once all of it is signed under ``roots`` and valid at ``at``, and nothing in ``pck`` (leaf first) is revoked.
+
+    Raises ``FormatError``, ``LimitError`` or ``VerificationError``.
+    """
+    tables = open_tables(raw, roots, at)
+    root = next(item for item in roots if item.subject == tables.root_crl.issuer)
+    if len(pck) < 2:
+        raise VerificationError("the platform's certificate comes without its issuer", seen="one certificate", wanted="a chain")
+    seen = [
+        check_revocation(tables.root_crl, root, [*pck, *tables.signers], at=at),
+        check_revocation(tables.pck_crl, pck[1], pck, at=at),
+    ]
+    return Collateral(tables.tcb, tables.enclave, tables.until, "; ".join(seen))
+
+
+def collateral_fix(fmspc: str) -> str:
+    """Say where Intel publishes the collateral of a family of platforms (Provisioning Certification Service, version 4)."""
+    service = "https://api.trustedservices.intel.com"
+    return (
+        f"fetch {service}/tdx/certification/v4/tcb?fmspc={fmspc.upper()}, …/tdx/certification/v4/qe/identity and "
+        "…/sgx/certification/v4/pckcrl?ca=platform&encoding=der, and Intel's root list (IntelSGXRootCA.der); "
+        "then 'sealrig evidence collateral import FILE'"
+    )
 
 
 def signed_by(certified: x509.Certificate | ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:

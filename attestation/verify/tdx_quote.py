@@ -38,10 +38,14 @@ class TdxQuote:
 
     version: int
     tcb_svn: bytes
+    seam: bytes
     seam_signer: bytes
     seam_attributes: bytes
     attributes: bytes
     measurement: bytes
+    config_id: bytes
+    owner: bytes
+    owner_config: bytes
     rtmrs: tuple[bytes, ...]
     report_data: bytes
     signed: bytes
@@ -76,10 +80,10 @@ def parse_tdx_quote(raw: bytes) -> TdxQuote:
     signature = BinaryReader(reader.sized(limit=_MAX_SIGNATURE_BYTES, size=4), "the signature data", "little")
     if any(reader.take(reader.left)):
         raise FormatError("the quote has bytes after its end", seen="bytes that are not zero", wanted="zeros or none")
-    tcb_svn, _seam, signer, seam_attributes, attributes = body.take(16), body.take(48), body.take(48), body.take(8), body.take(8)
+    tcb_svn, seam, signer, seam_attributes, attributes = body.take(16), body.take(48), body.take(48), body.take(8), body.take(8)
     body.take(8)  # XFAM
     measurement = body.take(48)
-    body.take(3 * 48)  # configuration id, owner, owner's configuration
+    config_id, owner, owner_config = body.take(48), body.take(48), body.take(48)
     rtmrs = tuple(body.take(48) for _ in range(4))
     report_data = body.take(64)
     own, key = signature.take(64), signature.take(64)
@@ -92,10 +96,14 @@ def parse_tdx_quote(raw: bytes) -> TdxQuote:
     return TdxQuote(
         version=version,
         tcb_svn=tcb_svn,
+        seam=seam,
         seam_signer=signer,
         seam_attributes=seam_attributes,
         attributes=attributes,
         measurement=measurement,
+        config_id=config_id,
+        owner=owner,
+        owner_config=owner_config,
         rtmrs=rtmrs,
         report_data=report_data,
         signed=raw[: start + size],

@@ -5,7 +5,7 @@ A kind that the trust file has no section for is not appraised and claims nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from attestation.appraisal import Submod
@@ -13,9 +13,11 @@ from attestation.errors import FormatError
 from attestation.evidence import Evidence, TeeEvidence
 from attestation.signing import b64decode
 from attestation.steps import Steps
-from attestation.trust import SnpTrust, TpmTrust, Trust
+from attestation.trust import SnpTrust, TdxTrust, TpmTrust, Trust
+from attestation.verify.cache import NOTHING, Cached
 from attestation.verify.snp import SnpRules, verify_snp
 from attestation.verify.snp_report import Tcb
+from attestation.verify.statuses import StatusFiles
 from attestation.verify.tdx import TdxRules, verify_tdx
 from attestation.verify.tpm import TpmEvidence, verify_tpm
 from attestation.verify.tpm_rules import TpmRules
@@ -23,8 +25,11 @@ from attestation.verify.tpm_rules import TpmRules
 _PCR_BYTES = 32
 
 
-def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, steps: Steps) -> dict[str, Submod]:
-    """Record the steps of all hardware evidence; return the submods ``node``, ``cpu0`` and ``gpu0…``."""
+def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, steps: Steps, *, cached: Cached = NOTHING) -> dict[str, Submod]:
+    """Record the steps of all hardware evidence; return the submods ``node``, ``cpu0`` and ``gpu0…``.
+
+    ``cached`` is collateral of one's own, used beside what came along.
+    """
     submods = {"node": node}
     names = {"node": "node", "cpu0": "cpu0"} | {gpu.uuid: f"gpu{number}" for number, gpu in enumerate(evidence.gpus)}
     submods |= {names[gpu.uuid]: Submod({}, {"uuid": gpu.uuid, "name": gpu.name}) for gpu in evidence.gpus}
@@ -46,7 +51,7 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
     gpus: list[Submod] = []
     for tee in found:
         name = names[tee.target]
-        submod = _appraise(tee, evidence, trust, at, steps)
+        submod = _appraise(tee, evidence, trust, at=at, steps=steps, cached=cached)
         known = submods.get(name, Submod({}, {}))
         submods[name] = Submod({**known.claims, **submod.claims}, {**known.facts, **submod.facts})
         if tee.kind == "nvidia-gpu":
@@ -62,7 +67,7 @@ def _fits(kind: str, name: str) -> bool:
     return {"tpm": name == "node", "sev-snp": name == "cpu0", "tdx": name == "cpu0", "nvidia-gpu": name.startswith("gpu")}[kind]
 
 
-def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, steps: Steps) -> Submod:
+def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, *, at: datetime, steps: Steps, cached: Cached) -> Submod:
     spec, binding = trust.spec, evidence.binding()
     try:
         if tee.kind == "tpm" and spec.tpm is not None:
@@ -73,18 +78,34 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
         if tee.kind == "sev-snp" and spec.snp is not None:
             crl = part(tee, "crl") if "crl" in tee.parts else None
             return verify_snp(
-                part(tee, "report"), part(tee, "chain"), nonce=binding, rules=snp_rules(spec.snp), at=at, steps=steps, crl=crl
+                part(tee, "report"),
+                part(tee, "chain"),
+                nonce=binding,
+                rules=snp_rules(spec.snp),
+                at=at,
+                steps=steps,
+                crl=crl,
+                cached=cached.crls,
             )
         if tee.kind == "tdx" and spec.tdx is not None:
-            accepted = TdxRules([bytes.fromhex(text) for text in spec.tdx.measurements], spec.tdx.statuses)
-            return verify_tdx(part(tee, "quote"), part(tee, "collateral"), nonce=binding, rules=accepted, at=at, steps=steps)
+            given = part(tee, "collateral") if "collateral" in tee.parts or not cached.tdx else None
+            rules = tdx_rules(spec.tdx)
+            return verify_tdx(part(tee, "quote"), given, nonce=binding, rules=rules, at=at, steps=steps, cached=cached.tdx)
         if tee.kind == "nvidia-gpu" and spec.gpu is not None:
             # XML libraries load here only: most evidence has no GPU report.
             from attestation.verify.nvidia import GpuRules, verify_gpu
 
-            rims = [b64decode(data) for name, data in sorted(tee.parts.items()) if name.startswith("rim")]
-            rules = GpuRules(drivers=spec.gpu.drivers, vbios=spec.gpu.vbios)
-            return verify_gpu(part(tee, "report"), part(tee, "chain"), rims, nonce=binding, rules=rules, at=at, steps=steps)
+            return verify_gpu(
+                part(tee, "report"),
+                part(tee, "chain"),
+                _numbered(tee, "rim"),
+                nonce=binding,
+                rules=GpuRules(drivers=spec.gpu.drivers, vbios=spec.gpu.vbios, status_max_age=spec.gpu.status_max_age),
+                at=at,
+                steps=steps,
+                statuses=StatusFiles(crls=[*cached.crls, *_numbered(tee, "crl")], ocsp=[*cached.ocsp, *_numbered(tee, "ocsp")]),
+                cached=cached.rims,
+            )
     except FormatError as error:
         steps.fail(f"{tee.kind}-parts", error)
     section = {"tpm": "tpm", "sev-snp": "snp", "tdx": "tdx", "nvidia-gpu": "gpu"}[tee.kind]
@@ -92,6 +113,10 @@ def _appraise(tee: TeeEvidence, evidence: Evidence, trust: Trust, at: datetime, 
         f"{tee.kind}-trust", ok=True, seen="not appraised, nothing is claimed of it", wanted=f"no section {section!r} in the trust file"
     )
     return Submod({}, {})
+
+
+def _numbered(tee: TeeEvidence, name: str) -> list[bytes]:
+    return [b64decode(data) for key, data in sorted(tee.parts.items()) if key.startswith(name)]
 
 
 def part(tee: TeeEvidence, name: str) -> bytes:
@@ -134,4 +159,25 @@ def snp_rules(section: SnpTrust) -> SnpRules:
         smt=section.smt,
         migration=section.migration,
         crl_max_age=section.crl_max_age,
+        host_data=_values(section.host_data),
+        id_keys=_values(section.id_keys),
+        author_keys=_values(section.author_keys),
+        max_vmpl=section.max_vmpl,
     )
+
+
+def tdx_rules(section: TdxTrust) -> TdxRules:
+    """Return what the trust file wants of a TDX quote."""
+    return TdxRules(
+        measurements=_values(section.measurements),
+        statuses=section.statuses,
+        rtmrs={int(index): [bytes.fromhex(text) for text in texts] for index, texts in section.rtmrs.items()},
+        modules=_values(section.modules),
+        config_ids=_values(section.config_ids),
+        owners=_values(section.owners),
+        owner_configs=_values(section.owner_configs),
+    )
+
+
+def _values(texts: Sequence[str] | None) -> list[bytes] | None:
+    return None if texts is None else [bytes.fromhex(text) for text in texts]

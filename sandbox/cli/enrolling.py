@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,10 +29,17 @@ def challenge(
     ek_chain: Annotated[
         Path | None, typer.Option("--ek-chain", metavar="FILE", help="Intermediate certificates (PEM) below the roots.", **_FILE)
     ] = None,
+    ek_crl: Annotated[
+        list[Path] | None, typer.Option("--ek-crl", metavar="FILE", help="A maker's revocation list; may be repeated.", **_FILE)
+    ] = None,
+    ek_crl_max_age: Annotated[
+        int | None, typer.Option("--ek-crl-max-age", metavar="DAYS", min=1, help="Want lists for all certificates, no older than this.")
+    ] = None,
 ) -> None:
     """Answer a node's offer with a secret that only its TPM can open. Name the endorsement key, or its maker's roots."""
     from attestation.verify.certificates import load_chain
     from attestation.verify.enrolment import make_challenge
+    from attestation.verify.statuses import StatusFiles
 
     made, pending, steps = make_challenge(
         small_file(offer),
@@ -40,6 +47,8 @@ def challenge(
         roots=load_chain(small_file(ek_roots)) if ek_roots is not None else (),
         intermediates=load_chain(small_file(ek_chain)) if ek_chain is not None else (),
         approved=ek or (),
+        statuses=StatusFiles(crls=[small_file(path) for path in ek_crl or []]),
+        status_max_age=timedelta(days=ek_crl_max_age) if ek_crl_max_age is not None else None,
     )
     new_file(pending_file, pending.to_payload(), mode=0o600)
     new_file(out_file, made.to_payload())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,10 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from attestation.errors import Step, VerificationError
+from sandbox.cli.collateral import CacheOption, moment, open_cache
+from sandbox.cli.collateral import app as collateral_app
 from sandbox.cli.console import console
 from sandbox.errors import LimitError, UsageError
 
-app = typer.Typer(help="Verify one piece of evidence, offline.")
+app = typer.Typer(help="Verify one piece of evidence, offline; keep what that needs.")
+app.add_typer(collateral_app, name="collateral")
 
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_NONCE_BYTES = 64
@@ -52,19 +55,23 @@ def verify(
     collateral: Annotated[
         Path | None, typer.Option("--collateral", metavar="F", help="Intel's signed tables and revocation lists (JSON), for tdx.", **_FILE)
     ] = None,
-    crl: Annotated[Path | None, typer.Option("--crl", metavar="F", help="AMD's revocation list, for sev-snp.", **_FILE)] = None,
+    crl: Annotated[Path | None, typer.Option("--crl", metavar="F", help="A revocation list, for sev-snp and nvidia-gpu.", **_FILE)] = None,
     crl_max_age: Annotated[int | None, typer.Option("--crl-max-age", metavar="DAYS", min=1, help="How old that list may be.")] = None,
+    ocsp: Annotated[
+        list[Path] | None, typer.Option("--ocsp", metavar="F", help="An OCSP response (DER), for nvidia-gpu; may be repeated.", **_FILE)
+    ] = None,
+    cache: CacheOption = None,
     at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="When certificates must be valid; the default is now.")] = None,
 ) -> None:
     """Verify one piece of evidence. What is not given is not compared, and nothing is claimed that rests on it."""
     from attestation.verify.single import verify_single
 
-    moment = _moment(at)
+    when = moment(at)
     try:
         appraisal = verify_single(
             kind.value,
             _read(file),
-            at=moment,
+            at=when,
             nonce=_nonce(nonce),
             chain=_read(chain) if chain is not None else None,
             roots=[_read(roots)] if roots is not None else [],
@@ -72,6 +79,8 @@ def verify(
             collateral=_read(collateral) if collateral is not None else None,
             crl=_read(crl) if crl is not None else None,
             crl_max_age=timedelta(days=crl_max_age) if crl_max_age is not None else None,
+            ocsp=[_read(path) for path in ocsp or []],
+            cached=open_cache(cache).load(),
         )
     except VerificationError as error:
         console().fail({"ok": False, "level": None, "ear": None, "steps": [_step(step) for step in error.steps]}, error)
@@ -105,15 +114,3 @@ def _nonce(text: str | None) -> bytes | None:
             "not a nonce", rule="nonce", seen=text[:200], wanted=f"1 to {MAX_NONCE_BYTES} bytes in hex", fix="write hex digits"
         )
     return raw
-
-
-def _moment(text: str | None) -> datetime:
-    if text is None:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise UsageError(
-            "not a time", rule="at", seen=text[:100], wanted="RFC 3339", fix="write for example 2026-01-31T12:00:00Z"
-        ) from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sandbox.cli.collateral import open_cache
 from sandbox.cli.console import Console, console
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, TrustOption, client, identity, state, trust_file
 
@@ -78,6 +79,7 @@ def release(
                 history=lambda evidence: history.of(evidence, control),
                 confirm=_ask if confirm else None,
                 limit=limit,
+                cached=open_cache(None).load,
                 progress=progress,
             )
 

@@ -32,6 +32,7 @@ from attestation.signing import Envelope, b64decode, b64encode, sign_envelope
 from attestation.steps import Steps
 from attestation.trust import Trust
 from attestation.verify import Expected, NodeHistory, verify_evidence
+from attestation.verify.cache import NOTHING, Cached
 from sandbox.customer.client import Client
 from sandbox.customer.headers import Progress, bundle_key
 from sandbox.customer.planned import check_plan
@@ -105,13 +106,17 @@ class ReleaseAgent:
         history: History,
         confirm: Callable[[Candidate], bool] | None = None,
         limit: RateLimit | None = None,
+        cached: Callable[[], Cached] = lambda: NOTHING,
         progress: Progress | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """``confirm`` asks a person; None decides by the trust file alone. Agents of one service share a ``limit``."""
+        """``confirm`` asks a person; None decides by the trust file alone. Agents of one service share a ``limit``.
+
+        ``cached`` reads the customer's own collateral, anew for each decision.
+        """
         self._client, self._identity, self._trust, self._state = client, identity, trust, state
         self._history, self._confirm, self._progress, self._now = history, confirm, progress, now
-        self._limit = limit or RateLimit()
+        self._limit, self._cached = limit or RateLimit(), cached
 
     def attend(self, info: LeaseInfo) -> Decision | None:
         """Do what a lease needs now: ask the node, decide, or nothing (None).
@@ -228,7 +233,7 @@ class ReleaseAgent:
             image=statement.job.spec.image, plan=plan, history=self._history(evidence),
         )  # fmt: skip
         try:
-            appraisal = verify_evidence(envelope, trust=self._trust, expected=expected, at=self._now())
+            appraisal = verify_evidence(envelope, trust=self._trust, expected=expected, at=self._now(), cached=self._cached())
         except VerificationError as error:
             steps.absorb(error.steps)
             raise VerificationError(error.message, steps=steps.all, **error.details) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attestation.errors import AttestationError, FormatError
 from attestation.log.note import NoteVerifier
-from attestation.trust import Trust
+from attestation.trust import TpmTrust, Trust, TrustSpec
 from policies.errors import PolicyError
 from policies.strictyaml import load_yaml
 from policies.units import format_duration
@@ -100,12 +100,70 @@ def explain_trust(trust: Trust) -> Iterator[tuple[str, str]]:
         else "none required: a log that shows two faces is not noticed"
     )
     yield "witnesses", witnesses
-    for name, section, what in (
-        ("tpm", spec.tpm, "TPM keys and measurements"),
-        ("snp", spec.snp, "measurements of SEV-SNP guests"),
-        ("tdx", spec.tdx, "measurements of TDX guests"),
-        ("gpu", spec.gpu, "GPU versions"),
-    ):
-        yield name, f"{what} are listed" if section is not None else f"no {what} are listed: evidence of that kind raises no level"
+    yield from _explain_hardware(spec)
     customers = "the identity that signed each job" if spec.customers is None else f"{len(spec.customers)} accepted"
     yield "customers", customers
+
+
+def _explain_hardware(spec: TrustSpec) -> Iterator[tuple[str, str]]:
+    none = "nothing is listed: evidence of that kind raises no level"
+    yield "tpm", none if spec.tpm is None else _explain_tpm(spec.tpm)
+    if spec.snp is None:
+        yield "snp", none
+    else:
+        bound = [
+            name
+            for name, values in (("host data", spec.snp.host_data), ("id keys", spec.snp.id_keys), ("author keys", spec.snp.author_keys))
+            if values
+        ]
+        yield (
+            "snp",
+            _sentence(
+                f"{len(spec.snp.measurements)} launch measurements accepted, debugging refused",
+                f"migration {'accepted' if spec.snp.migration else 'refused'}, SMT {'accepted' if spec.snp.smt else 'refused'}",
+                f"listed too: {', '.join(bound)}" if bound else "",
+                _age("AMD's revocation list", spec.snp.crl_max_age),
+            ),
+        )
+    if spec.tdx is None:
+        yield "tdx", none
+    else:
+        rtmrs = ", ".join(f"RTMR{index}" for index in sorted(spec.tdx.rtmrs)) or "none: what the guest booted after MRTD is not judged"
+        yield (
+            "tdx",
+            _sentence(
+                f"{len(spec.tdx.measurements)} MRTD values accepted, debugging refused, TCB status {' or '.join(spec.tdx.statuses)}",
+                f"run-time registers: {rtmrs}",
+            ),
+        )
+    if spec.gpu is None:
+        yield "gpu", none
+    else:
+        yield (
+            "gpu",
+            _sentence(
+                f"drivers: {', '.join(spec.gpu.drivers) or 'any that NVIDIA signed references for'}",
+                f"VBIOS: {', '.join(spec.gpu.vbios) or 'any that NVIDIA signed references for'}",
+                _age("the status of each certificate", spec.gpu.status_max_age),
+            ),
+        )
+
+
+def _explain_tpm(tpm: TpmTrust) -> str:
+    pcrs = ", ".join(f"PCR {index}" for index in sorted({*tpm.pcrs, *tpm.events}, key=int))
+    return _sentence(
+        f"{len(tpm.keys)} attestation keys",
+        f"judged: {pcrs}" if pcrs else "no PCR is judged: nothing is claimed of the boot",
+        "only listed files in IMA's log" if tpm.ima is not None else "files that ran are not judged",
+        f"the runner in PCR {tpm.runner}" if tpm.runner is not None else "the runner is the node's word",
+    )
+
+
+def _age(what: str, age: timedelta | None) -> str:
+    return (
+        f"{what} is not demanded" if age is None else f"{what} must be at hand, no older than {format_duration(age / timedelta(seconds=1))}"
+    )
+
+
+def _sentence(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

@@ -55,9 +55,13 @@ class TdxDevice(_Section):
 
 
 class NvidiaDevices(_Section):
-    """All GPUs, with confidential computing on. ``rims``: NVIDIA's reference files for their driver and VBIOS."""
+    """All GPUs, with confidential computing on. ``rims``: NVIDIA's reference files for their driver and VBIOS.
 
-    rims: Annotated[tuple[PathText, ...], Field(max_length=8)] = ()
+    ``ocsp``: NVIDIA's answers about the certificates, as files.
+    """
+
+    rims: Annotated[tuple[PathText, ...], Field(max_length=4)] = ()
+    ocsp: Annotated[tuple[PathText, ...], Field(max_length=10)] = ()
 
 
 class EvidenceDevices(_Section):
@@ -80,7 +84,8 @@ def evidence_sources(devices: EvidenceDevices, gpus: Sequence[str]) -> tuple[Evi
     if devices.tdx is not None:
         found.append(TdxSource(Path(devices.tdx.collateral)))
     if devices.nvidia is not None:
-        found += [GpuSource(uuid, tuple(Path(path) for path in devices.nvidia.rims)) for uuid in gpus]
+        rims, ocsp = (tuple(Path(path) for path in paths) for paths in (devices.nvidia.rims, devices.nvidia.ocsp))
+        found += [GpuSource(uuid, rims, ocsp) for uuid in gpus]
     return tuple(found)
 
 

@@ -20,6 +20,7 @@ from attestation.enrolment import Answer, Offer, Pending
 from attestation.errors import AttestationError, FormatError, VerificationError
 from attestation.signing import b64decode, b64encode
 from attestation.verify.enrolment import accept_answer, ek_digest, make_challenge
+from attestation.verify.statuses import StatusFiles
 from attestation.verify.tpm import parse_quote, verify_signature
 from attestation.verify.tpm_public import DECRYPT, FIXED_TPM, RESTRICTED, parse_public
 from tests.attestation.leases import AT, NODE
@@ -177,6 +178,21 @@ def test_a_certificate_leads_to_a_given_root(enrolled):
     assert failed(make_challenge, offered(good), at=AT) == ["tpm-ek-basis"]
     assert failed(make_challenge, offered(good), **known | {"intermediates": []}) == ["tpm-ek-basis"]
     assert failed(make_challenge, offered(good), **known | {"at": AT + timedelta(days=2)}) == ["tpm-ek-basis"]
+
+    def listed(by, issuer, *serials):
+        builder = x509.CertificateRevocationListBuilder(issuer.subject, AT - timedelta(hours=2), AT + timedelta(days=2))
+        for serial in serials:
+            builder = builder.add_revoked_certificate(x509.RevokedCertificateBuilder(serial, AT - timedelta(hours=3)).build())
+        return builder.sign(by, hashes.SHA384()).public_bytes(Encoding.DER)
+
+    day, both = timedelta(days=1), [listed(root_key, root), listed(middle_key, middle)]
+    assert make_challenge(offered(good), **known, statuses=StatusFiles(crls=both), status_max_age=day)
+    assert failed(make_challenge, offered(good), **known, status_max_age=day) == ["tpm-ek-revocation"]
+    assert failed(make_challenge, offered(good), **known, statuses=StatusFiles(crls=both[:1]), status_max_age=day) == ["tpm-ek-revocation"]
+    hour = timedelta(hours=1)
+    assert failed(make_challenge, offered(good), **known, statuses=StatusFiles(crls=both), status_max_age=hour) == ["tpm-ek-revocation"]
+    hit = StatusFiles(crls=[listed(middle_key, middle, good.serial_number)])
+    assert failed(make_challenge, offered(good), **known, statuses=hit) == ["tpm-ek-revocation"]
     other_root = certificate(stranger.public_key(), None, stranger, "maker root", ca=True)
     assert failed(make_challenge, offered(good), **known | {"roots": [other_root]}) == ["tpm-ek-basis"]
     wrong_purpose = certificate(ek, middle, middle_key, "ek", purpose="1.3.6.1.5.5.7.3.1")

@@ -286,3 +286,22 @@ def test_a_missing_old_forged_or_hitting_list_fails(maker):
     assert check(report, chain, roots=maker.roots)
     assert failed(report, chain, roots=maker.roots, crl=revoked(maker, 1)) == ["snp-revocation"]
     assert check(report, chain, roots=maker.roots, crl=revoked(maker, days=11))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "place"), [("host-data", "host_data", 0xC0), ("id-key", "id_keys", 0xE0), ("author-key", "author_keys", 0x110)]
+)
+def test_what_was_bound_to_the_guest_at_its_launch_must_be_accepted(maker, name, field, place):
+    report = maker.report(version=3)
+    seen = report[place : place + (32 if name == "host-data" else 48)]
+    assert check(report, maker.certificate(), roots=maker.roots, rules=SnpRules(**{field: [seen]}))
+    assert failed(report, maker.certificate(), roots=maker.roots, rules=SnpRules(**{field: [b"\x77" * len(seen)]})) == [f"snp-{name}"]
+
+
+def test_ones_own_list_counts_beside_the_nodes(maker):
+    """A node may send a list from before its key was revoked."""
+    silent, naming = revoked(maker, 7), revoked(maker, 1)
+    report, chip = maker.report(), maker.certificate()
+    assert check(report, chip, roots=maker.roots, crl=silent, cached=[silent, revoked(maker, 1, issuer="somebody")])
+    assert failed(report, chip, roots=maker.roots, crl=silent, cached=[naming]) == ["snp-revocation"]
+    assert failed(report, chip, roots=maker.roots, cached=[naming]) == ["snp-revocation"]

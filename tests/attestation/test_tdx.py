@@ -309,3 +309,40 @@ def test_a_missing_collateral_file_is_a_clear_error(tmp_path, monkeypatch):
     with pytest.raises(AttestationError) as caught:
         replace(TdxSource(tmp_path / "missing")).quote(bytes(32))
     assert caught.value.details["rule"] == "tdx-quote"
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("rtmr0", lambda quote: {"rtmrs": {0: [quote.rtmrs[0]]}}),
+        ("rtmr3", lambda quote: {"rtmrs": {3: [bytes(47) + b"\1", quote.rtmrs[3]]}}),
+        ("mrseam", lambda quote: {"modules": [quote.seam]}),
+        ("config-id", lambda quote: {"config_ids": [quote.config_id]}),
+        ("owner", lambda quote: {"owners": [quote.owner]}),
+        ("owner-config", lambda quote: {"owner_configs": [quote.owner_config]}),
+    ],
+)
+def test_what_else_the_trust_file_lists_of_a_guest_must_be_there(name, rules):
+    quote = parse_tdx_quote(QUOTE)
+    good = rules(quote)
+    assert check(QUOTE, rules=TdxRules(**good))
+    [(field, value)] = good.items()
+    other = {next(iter(value)): [b"\x77" * 48]} if field == "rtmrs" else [b"\x77" * 48]
+    assert failed(QUOTE, rules=TdxRules(**{field: other})) == [f"tdx-{name}"]
+
+
+def test_the_trust_files_lists_reach_the_verifier():
+    from attestation.verify.tee import tdx_rules
+    from tests.attestation.leases import trust
+
+    text = "5a" * 48
+    section = {
+        "measurements": [text],
+        "rtmrs": {"2": [text]},
+        "modules": [text],
+        "configIds": [text],
+        "owners": [text],
+        "ownerConfigs": [text],
+    }
+    value = [bytes.fromhex(text)]
+    assert tdx_rules(trust(tdx=section).spec.tdx) == TdxRules(value, ("UpToDate",), {2: value}, value, value, value, value)

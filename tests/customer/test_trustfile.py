@@ -80,3 +80,21 @@ def test_an_explanation_says_what_is_left_open():
 def test_a_draft_is_what_the_verifier_reads(control):
     control.nodes = [node()]
     assert Trust.from_tree(load_yaml(draft_trust(control.client(), "software").encode())).level.label == "software"
+
+
+def test_hardware_sections_are_told_in_words():
+    value, pcr = "5a" * 48, "5a" * 32
+    sections = {
+        "tpm": {"keys": {NODE: "AAAA"}, "pcrs": {"4": [pcr]}, "runner": 23},
+        "snp": {"measurements": [value], "hostData": [pcr], "crlMaxAge": "30d"},
+        "tdx": {"measurements": [value], "rtmrs": {"1": [value]}},
+        "gpu": {"drivers": ["590.12"], "statusMaxAge": "7d"},
+    }
+    words = dict(explain_trust(trust(**sections)))
+    assert "judged: PCR 4" in words["tpm"]
+    assert "runner in PCR 23" in words["tpm"]
+    assert "host data" in words["snp"]
+    assert "no older than" in words["snp"]
+    assert "RTMR1" in words["tdx"]
+    assert "590.12" in words["gpu"]
+    assert dict(explain_trust(trust()))["gpu"].startswith("nothing is listed")
