@@ -22,7 +22,7 @@ from sandbox.node.layout import LEASE_LABEL, NODE_LABEL
 from sandbox.node.plan import ImageFacts, LaunchPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 CALL_SECONDS = 30
 PULL_SECONDS = 3600
@@ -48,6 +48,20 @@ class EngineFacts:
     def apparmor(self) -> bool:
         """Whether the host confines containers with AppArmor."""
         return any("name=apparmor" in item for item in self.security)
+
+
+def engine_facts(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineFacts:
+    """Return what matters of the engine's answers to ``GET /info`` and ``GET /version``. Pure."""
+    runtimes = info.get("Runtimes") or {}
+    return EngineFacts(
+        version=str(version.get("Version", "")),
+        api_version=str(version.get("ApiVersion", "")),
+        runtimes=tuple(sorted(runtimes)),
+        cgroup_version=str(info.get("CgroupVersion", "1")),
+        security=tuple(info.get("SecurityOptions") or ()),
+        cdi=bool(info.get("CDISpecDirs")),
+        gvisor_args=" ".join((runtimes.get("runsc") or {}).get("runtimeArgs") or ()),
+    )
 
 
 @dataclass(frozen=True)
@@ -89,16 +103,7 @@ class Engine:
     def facts(self) -> EngineFacts:
         """Ask the engine for its version and abilities. Raises ``EngineError``."""
         with _errors("ask for the version"):
-            info, version = self._api.info(), self._api.version()
-        return EngineFacts(
-            version=str(version.get("Version", "")),
-            api_version=str(version.get("ApiVersion", "")),
-            runtimes=tuple(sorted(info.get("Runtimes") or {})),
-            cgroup_version=str(info.get("CgroupVersion", "1")),
-            security=tuple(info.get("SecurityOptions") or ()),
-            cdi=bool(info.get("CDISpecDirs")),
-            gvisor_args=" ".join(((info.get("Runtimes") or {}).get("runsc") or {}).get("runtimeArgs") or ()),
-        )
+            return engine_facts(self._api.info(), self._api.version())
 
     def image(self, reference: str) -> ImageFacts:
         """Return the facts of an image that is named by content digest. Raises ``ImageError`` where it is not, or cannot be had."""

@@ -1,10 +1,26 @@
 """Hosts as the doctor sees them: the files and tool outputs that matter, as these systems show them.
 
-``BARE_VM_V1`` was captured on a Debian 12 microVM with cgroup v1; the parameters of ``H100_NODE`` are those of a node with
-driver 580 and open kernel modules. The others are typical installations, written down from the systems' own documentation.
+``captured`` reads what was captured on real systems; each file of ``captures/`` says where. ``BARE_VM_V1`` was captured on a Debian 12
+microVM with cgroup v1; the parameters of ``H100_NODE`` are those of a node with driver 580 and open kernel modules. The others are
+typical installations, written down from the systems' own documentation.
 """
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CAPTURES = Path(__file__).parent / "captures"
+
+
+def captured(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the files of a captured host, and what its tools and its engine said. Parts begin with ``==> NAME <==``, as with head(1)."""
+    text = (CAPTURES / f"{name}.txt").read_text(encoding="utf-8")
+    parts = re.split(r"^==> (.+) <==\n", text, flags=re.MULTILINE)[1:]
+    found = dict(zip(parts[::2], parts[1::2], strict=True))
+    files = {place: content for place, content in found.items() if place.startswith("/")}
+    return files, {place.removeprefix("$ "): content for place, content in found.items() if place not in files}
+
 
 NVIDIA_PARAMS = """ResmanDebugLevel: 4294967295
 RmLogonRC: 1
