@@ -33,6 +33,9 @@ KINDS: tuple[Kind, ...] = ("software", "tpm", "sev-snp", "tdx", "nvidia-gpu")
 MAX_FILE_BYTES = 8 * 1024 * 1024
 MAX_GPUS = 64
 STAND_ALONE = "urn:sealrig:stand-alone"
+GIVEN_ROOTS = "urn:sealrig:stand-alone:given-roots"
+"""Names the appraisal policy of a result that rests on other roots than the packaged ones, so that nobody takes it for a vendor's word."""
+_ROOTED = frozenset({"sev-snp", "tdx", "nvidia-gpu"})
 _PEM_KEY = b"-----BEGIN PUBLIC KEY-----"
 
 
@@ -66,6 +69,9 @@ def verify_single(
     if len(raw) > MAX_FILE_BYTES:
         raise FormatError("the file is too large", seen=f"{len(raw)} bytes", wanted=f"≤ {MAX_FILE_BYTES} bytes")
     steps = Steps("the evidence")
+    replaced = bool(roots) and kind in _ROOTED
+    if replaced:
+        steps.check("roots", ok=True, seen="given by the caller", wanted="the vendor's pinned roots: this result does not rest on them")
     submods: Mapping[str, Submod]
     if kind == "software":
         submods = _software(raw, nonce, roots, steps)
@@ -95,7 +101,7 @@ def verify_single(
             max_age=crl_max_age,
         )
     steps.finish()
-    return appraise(submods, nonce=nonce, policy_id=STAND_ALONE, steps=steps.all, at=at)
+    return appraise(submods, nonce=nonce, policy_id=GIVEN_ROOTS if replaced else STAND_ALONE, steps=steps.all, at=at)
 
 
 def _software(raw: bytes, nonce: bytes | None, roots: Sequence[bytes], steps: Steps) -> Mapping[str, Submod]:
