@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from attestation.canonical import sha256_digest
@@ -31,8 +32,11 @@ ONWARD: dict[str, frozenset[str]] = {
 INCIDENT_TYPE = "lease.incident"
 """The type of an entry that tells of an incident; it moves a lease to no other state."""
 
+POLICY_FIELD = "policy"
+"""The field of the commitment that stands for a policy's digest in an entry: who knows policies could guess the digest itself."""
+
 JUSTIFIED_BY = {"submitted": "job", "admitted": "policy", "placed": "job", "attested": "evidence", "unlocked": "grant"}
-"""The document whose digest the entry of a state must carry."""
+"""The document whose digest the entry of a state must carry, or commit to."""
 
 
 def check_documents(found: LeaseDocuments, lease: str, steps: Steps) -> None:
@@ -118,16 +122,31 @@ def _check_grant(found: LeaseDocuments, steps: Steps) -> None:
     steps.check("grant-time", ok=ordered, seen=f"{grant.issued_at} to {grant.expires_at}", wanted="issued before it expires")
 
 
-def check_story(leaves: Sequence[tuple[int, Leaf]], found: LeaseDocuments, lease: str, steps: Steps) -> None:
+@dataclass(frozen=True)
+class ProvenEntry:
+    """An entry that is proven to stand in the log, and the values that it is proven to have committed to, by field."""
+
+    index: int
+    leaf: Leaf
+    opened: Mapping[str, str]
+
+    def names(self, kind: str) -> str:
+        """Return the digest that the entry gives for a document of this kind: committed to for a policy, in the open otherwise."""
+        if kind == "policy":
+            return self.opened.get(POLICY_FIELD, "no opened commitment")
+        return self.leaf.evidence.digest if self.leaf.evidence is not None else "no document"
+
+
+def check_story(entries: Sequence[ProvenEntry], found: LeaseDocuments, lease: str, steps: Steps) -> None:
     """Record the steps that compare the log's entries with the documents."""
-    indexes = [index for index, _ in leaves]
+    indexes = [entry.index for entry in entries]
     rising = all(before < after for before, after in pairwise(indexes))
     steps.check("log-order", ok=rising and bool(indexes), seen=", ".join(map(str, indexes)), wanted="entries in the order of the log")
-    foreign = sorted({leaf.resource_ref for _, leaf in leaves} - {lease})
+    foreign = sorted({entry.leaf.resource_ref for entry in entries} - {lease})
     steps.check("log-lease", ok=not foreign, seen=", ".join(foreign) or lease, wanted=lease)
-    incidents = sum(leaf.type == INCIDENT_TYPE for _, leaf in leaves)
-    leaves = [(index, leaf) for index, leaf in leaves if leaf.type != INCIDENT_TYPE]
-    states = [leaf.type.removeprefix("lease.") for _, leaf in leaves]
+    incidents = sum(entry.leaf.type == INCIDENT_TYPE for entry in entries)
+    entries = [entry for entry in entries if entry.leaf.type != INCIDENT_TYPE]
+    states = [entry.leaf.type.removeprefix("lease.") for entry in entries]
     wrong = [
         f"{before or 'the start'} → {after}" for before, after in pairwise(["", *states]) if after not in ONWARD.get(before, frozenset())
     ]
@@ -141,8 +160,7 @@ def check_story(leaves: Sequence[tuple[int, Leaf]], found: LeaseDocuments, lease
     )
     digests = found.digests
     for state, kind in _justifications(states, found):
-        leaf = leaves[states.index(state)][1]
-        seen = leaf.evidence.digest if leaf.evidence is not None else "no document"
+        seen = entries[states.index(state)].names(kind)
         steps.check(f"log-{state}", ok=seen == digests.get(kind), seen=seen, wanted=f"{kind} {digests.get(kind, 'that is not here')}")
     _check_presence(states, found, steps)
     counted = found.run.incidents if found.run is not None else 0

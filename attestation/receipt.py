@@ -6,7 +6,8 @@
 2. ``…-signature``, ``plan-format``  each document opened with the key that must have signed it (``attestation.documents``)
 3. ``…-lease``, ``policy-digest``, ``evidence-…``, ``grant-…``, ``run-plan``, ``certificate-…``  documents name each other
 4. ``appraisal/…``                   where keys were released: the evidence verifies as of the moment of the grant
-5. ``log-origin``, ``log-checkpoint``, ``log-witnesses``, ``entry-N``  each entry stands in the signed log
+5. ``log-origin``, ``log-keys``, ``log-checkpoint``, ``log-witnesses``, ``entry-N``, ``opening-N``  each entry stands in the signed
+   log, and each value that is told beside an entry is the one that it commits to
 6. ``log-…``, ``documents``          the entries tell one possible life of the lease, and nothing is missing or surplus
 
 Steps go on after a failure where they have a basis, so that a reader sees all that is wrong.
@@ -14,17 +15,19 @@ Steps go on after a failure where they have a basis, so that a reader sees all t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attestation.appraisal import Appraisal
 from attestation.canonical import canonical_json, parse_json
-from attestation.chain import check_documents, check_story
+from attestation.chain import ProvenEntry, check_documents, check_story
 from attestation.documents import LeaseDocuments, open_documents
 from attestation.errors import AttestationError, FormatError, Step, VerificationError
-from attestation.log.leaf import Leaf
-from attestation.log.note import COSIGNATURE, NoteVerifier, open_checkpoint
+from attestation.log.commitments import Opening
+from attestation.log.keychain import KeyChain
+from attestation.log.leaf import MAX_COMMITMENTS, Leaf
+from attestation.log.note import COSIGNATURE, Note, NoteVerifier, open_checkpoint
 from attestation.log.proof import TlogProof
 from attestation.log.reader import LogExtract
 from attestation.signing import Envelope, b64decode, b64encode
@@ -35,6 +38,7 @@ from attestation.verify import Expected, verify_evidence
 RECEIPT_TYPE = "sealrig-receipt"
 MAX_RECEIPT_BYTES = 64 * 1024 * 1024
 MAX_ENTRIES = 64
+MAX_HANDOVERS = 64
 DSSE_MEDIA_TYPE = "application/vnd.dsse.envelope.v1+json"
 MEDIA_TYPES = {
     "job": DSSE_MEDIA_TYPE,
@@ -69,9 +73,17 @@ class ReceiptResult:
         return {"ok": self.ok, "lease": self.lease, "level": level, "steps": steps}
 
 
-def build_receipt(lease: str, documents: Mapping[str, bytes], log: LogExtract) -> bytes:
+def build_receipt(
+    lease: str,
+    documents: Mapping[str, bytes],
+    log: LogExtract,
+    openings: Mapping[int, Sequence[Opening]] | None = None,
+    handovers: Sequence[str] = (),
+) -> bytes:
     """Return the receipt of a lease from the exact bytes of its documents, by kind, and its log entries with proofs.
 
+    ``openings`` are what opens the commitments of entries, by index; a policy's digest stands in the log only so.
+    ``handovers`` are the notes by which the log's key was exchanged, for those who know an older one.
     Raises ``FormatError`` for an unknown kind of document.
     """
     if unknown := sorted(set(documents) - set(MEDIA_TYPES)):
@@ -85,7 +97,19 @@ def build_receipt(lease: str, documents: Mapping[str, bytes], log: LogExtract) -
             "log": {
                 "origin": log.origin,
                 "checkpoint": log.checkpoint,
-                "entries": [{"index": entry.index, "leaf": b64encode(entry.leaf), "proof": entry.proof} for entry in log.entries],
+                "handovers": list(handovers),
+                "entries": [
+                    {
+                        "index": entry.index,
+                        "leaf": b64encode(entry.leaf),
+                        "proof": entry.proof,
+                        "openings": [
+                            {"field": each.field, "salt": b64encode(each.salt), "value": each.value}
+                            for each in (openings or {}).get(entry.index, ())
+                        ],
+                    }
+                    for entry in log.entries
+                ],
             },
         }
     )
@@ -108,8 +132,8 @@ def verify_receipt(raw: bytes, trust: Trust) -> ReceiptResult:
     found = open_documents(receipt.documents, trust, steps)
     check_documents(found, receipt.lease, steps)
     appraisal = _appraise(found, trust, steps)
-    leaves = _check_log(receipt, trust, steps)
-    check_story(leaves, found, receipt.lease, steps)
+    entries = _check_log(receipt, trust, steps)
+    check_story(entries, found, receipt.lease, steps)
     return ReceiptResult(receipt.lease, steps.all, appraisal, found)
 
 
@@ -130,12 +154,21 @@ def verify_receipt_or_raise(raw: bytes, trust: Trust) -> ReceiptResult:
 
 
 @dataclass(frozen=True)
+class _Entry:
+    index: int
+    leaf: bytes
+    proof: str
+    openings: tuple[Opening, ...]
+
+
+@dataclass(frozen=True)
 class _Receipt:
     lease: str
     documents: Mapping[str, bytes]
     origin: str
     checkpoint: str
-    entries: tuple[tuple[int, bytes, str], ...]
+    handovers: tuple[str, ...]
+    entries: tuple[_Entry, ...]
 
 
 def _parse(raw: bytes) -> _Receipt:
@@ -154,26 +187,32 @@ def _parse(raw: bytes) -> _Receipt:
         if document["mediaType"] != MEDIA_TYPES[kind]:
             raise FormatError(f"{kind}: another media type", seen=str(document["mediaType"])[:100], wanted=MEDIA_TYPES[kind])
         opened[kind] = b64decode(document["data"])
-    _keys(log, "the log", {"origin", "checkpoint", "entries"})
-    entries = log["entries"]
-    if (
-        not isinstance(log["origin"], str)
-        or not isinstance(log["checkpoint"], str)
-        or not isinstance(entries, list)
-        or len(entries) > MAX_ENTRIES
-    ):
+    _keys(log, "the log", {"origin", "checkpoint", "handovers", "entries"})
+    origin, checkpoint, handovers, entries = log["origin"], log["checkpoint"], log["handovers"], log["entries"]
+    if not isinstance(origin, str) or not isinstance(checkpoint, str) or not isinstance(entries, list) or len(entries) > MAX_ENTRIES:
         raise FormatError(
             "not a log extract", seen="wrong types or too many entries", wanted=f"origin, checkpoint, ≤ {MAX_ENTRIES} entries"
         )
-    return _Receipt(tree["lease"], opened, log["origin"], log["checkpoint"], tuple(_entry(entry) for entry in entries))
+    if not isinstance(handovers, list) or len(handovers) > MAX_HANDOVERS or not all(isinstance(each, str) for each in handovers):
+        raise FormatError("not the handovers of a log's key", seen="wrong types or too many", wanted=f"≤ {MAX_HANDOVERS} notes")
+    return _Receipt(tree["lease"], opened, origin, checkpoint, tuple(handovers), tuple(_entry(entry) for entry in entries))
 
 
-def _entry(tree: object) -> tuple[int, bytes, str]:
-    entry = _keys(tree, "an entry", {"index", "leaf", "proof"})
-    index, proof = entry["index"], entry["proof"]
-    if type(index) is not int or not isinstance(proof, str):
-        raise FormatError("not a log entry", seen=f"{type(index).__name__}, {type(proof).__name__}", wanted="a whole number and a proof")
-    return index, b64decode(entry["leaf"]), proof
+def _entry(tree: object) -> _Entry:
+    entry = _keys(tree, "an entry", {"index", "leaf", "proof", "openings"})
+    index, proof, openings = entry["index"], entry["proof"], entry["openings"]
+    if type(index) is not int or not isinstance(proof, str) or not isinstance(openings, list) or len(openings) > MAX_COMMITMENTS:
+        seen = ", ".join(type(each).__name__ for each in (index, proof, openings))
+        raise FormatError("not a log entry", seen=seen, wanted=f"a whole number, a proof and ≤ {MAX_COMMITMENTS} openings")
+    return _Entry(index, b64decode(entry["leaf"]), proof, tuple(_opening(each) for each in openings))
+
+
+def _opening(tree: object) -> Opening:
+    opening = _keys(tree, "an opening", {"field", "salt", "value"})
+    field, value = opening["field"], opening["value"]
+    if not isinstance(field, str) or not isinstance(value, str):
+        raise FormatError("not an opening", seen=f"{type(field).__name__}, {type(value).__name__}", wanted="texts")
+    return Opening(field, b64decode(opening["salt"]), value)
 
 
 def _keys(tree: object, what: str, wanted: set[str]) -> dict[str, Any]:
@@ -210,46 +249,86 @@ def _appraise(found: LeaseDocuments, trust: Trust, steps: Steps) -> Appraisal | 
     return appraisal
 
 
-def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[tuple[int, Leaf]]:
-    """Return the leaves that are proven to stand in the trusted log."""
+def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[ProvenEntry]:
+    """Return the entries that are proven to stand in the trusted log."""
     log = trust.spec.log
     steps.check("log-origin", ok=receipt.origin == log.origin, seen=receipt.origin[:200], wanted=log.origin)
+    chain = _log_keys(receipt, trust, steps)
+    if chain is None:
+        return []
     try:
-        verifiers = [NoteVerifier.from_text(log.key)]
-        checkpoint, note = open_checkpoint(receipt.checkpoint, verifiers, origin=log.origin)
+        open_checkpoint(receipt.checkpoint, chain.keys, origin=log.origin)
+        checkpoint, note = chain.open(receipt.checkpoint)
     except AttestationError as error:
         steps.note("log-checkpoint", error)
         return []
     steps.check(
         "log-checkpoint", ok=True, seen=f"{checkpoint.origin}, {checkpoint.size} entries", wanted="a checkpoint signed by the trusted log"
     )
-    if trust.spec.witness_quorum:
+    _check_witnesses(note, trust, steps)
+    proven = []
+    for entry in receipt.entries:
         try:
-            witnesses = [NoteVerifier.from_text(text) for text in trust.spec.witnesses]
-            cosigned = len(note.verify([witness for witness in witnesses if witness.kind == COSIGNATURE]))
-        except AttestationError as error:
-            steps.note("log-witnesses", error)
-        else:
-            steps.check(
-                "log-witnesses",
-                ok=cosigned >= trust.spec.witness_quorum,
-                seen=f"{cosigned} cosignatures",
-                wanted=f"≥ {trust.spec.witness_quorum}",
-            )
-    leaves = []
-    for index, leaf, text in receipt.entries:
-        try:
-            proof = TlogProof.from_text(text)
-            if proof.index != index or proof.checkpoint != receipt.checkpoint:
+            proof = TlogProof.from_text(entry.proof)
+            if proof.index != entry.index or proof.checkpoint != receipt.checkpoint:
                 raise FormatError(
                     "the proof is of another entry or tree",
                     seen=f"entry {proof.index}",
-                    wanted=f"entry {index} of the receipt's checkpoint",
+                    wanted=f"entry {entry.index} of the receipt's checkpoint",
                 )
-            proof.verify(leaf, verifiers, origin=log.origin)
-            leaves.append((index, Leaf.from_bytes(leaf)))
+            proof.verify(entry.leaf, chain.keys, origin=log.origin)
+            leaf = Leaf.from_bytes(entry.leaf)
         except AttestationError as error:
-            steps.note(f"entry-{index}", error)
+            steps.note(f"entry-{entry.index}", error)
         else:
-            steps.check(f"entry-{index}", ok=True, seen=leaves[-1][1].type, wanted="an entry of the signed tree")
-    return leaves
+            steps.check(f"entry-{entry.index}", ok=True, seen=leaf.type, wanted="an entry of the signed tree")
+            proven.append(ProvenEntry(entry.index, leaf, _opened(entry, leaf, steps)))
+    return proven
+
+
+def _log_keys(receipt: _Receipt, trust: Trust, steps: Steps) -> KeyChain | None:
+    """Return the log's keys: the trusted ones, and those that they handed over to."""
+    trusted = [NoteVerifier.from_text(text) for text in (trust.spec.log.key, *trust.spec.log.retired)]
+    try:
+        chain = KeyChain.from_handovers(receipt.handovers, trusted)
+    except AttestationError as error:
+        steps.note("log-keys", error)
+        return None
+    if receipt.handovers:
+        followed = len(chain.links) - len(trusted)
+        seen = f"{followed} of {len(receipt.handovers)} handovers lead on from a trusted key"
+        steps.check("log-keys", ok=True, seen=seen, wanted="handovers that the key before signed")
+    return chain
+
+
+def _check_witnesses(note: Note, trust: Trust, steps: Steps) -> None:
+    wanted = trust.spec.witness_quorum
+    if not wanted:
+        return
+    try:
+        witnesses = [NoteVerifier.from_text(text) for text in trust.spec.witnesses]
+        cosigned = len(note.verify([witness for witness in witnesses if witness.kind == COSIGNATURE]))
+    except AttestationError as error:
+        steps.note("log-witnesses", error)
+    else:
+        steps.check("log-witnesses", ok=cosigned >= wanted, seen=f"{cosigned} cosignatures", wanted=f"≥ {wanted}")
+
+
+def _opened(entry: _Entry, leaf: Leaf, steps: Steps) -> dict[str, str]:
+    """Return the values that a leaf is proven to have committed to, by field."""
+    step = f"opening-{entry.index}"
+    found = {}
+    for opening in entry.openings:
+        commitment = next((each for each in leaf.commitments if each.field == opening.field), None)
+        try:
+            if commitment is None:
+                raise FormatError("the entry commits to no such field", seen=opening.field[:80], wanted="a field of the entry")
+            opening.verify(commitment)
+            if opening.field in found:
+                raise FormatError("a field is opened twice", seen=opening.field, wanted="one opening a field")
+        except AttestationError as error:
+            steps.note(step, error)
+        else:
+            steps.check(step, ok=True, seen=f"{opening.field}: {opening.value}"[:200], wanted="the value that was committed to")
+            found[opening.field] = opening.value
+    return found

@@ -45,6 +45,7 @@ def _level(text: object) -> object:
     return text.label if isinstance(text, Level) else text
 
 
+LogKeyText = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 KeyText = Annotated[str, StringConstraints(max_length=200), AfterValidator(_key)]
 LevelLabel = Annotated[Literal["software", "measured", "confidential", "confidential-gpu"], BeforeValidator(_level)]
 Wait = Annotated[timedelta, BeforeValidator(_duration)]
@@ -63,10 +64,15 @@ class _Section(BaseModel):
 
 
 class LogTrust(_Section):
-    """The audit log that is accepted: its origin line and its C2SP verifier key."""
+    """The audit log that is accepted: its origin line and its C2SP verifier key; ``retired`` are keys it had before.
+
+    A newer key needs no mention: a log hands over to it in a note that the older key signed. Towards older keys there is no such way, as
+    whoever has the newer one could make up an older; receipts from before an exchange need that key here.
+    """
 
     origin: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    key: Annotated[str, StringConstraints(min_length=1, max_length=400)]
+    key: LogKeyText
+    retired: Annotated[tuple[LogKeyText, ...], Field(max_length=64)] = ()
 
 
 class TpmTrust(_Section):

@@ -340,3 +340,30 @@ class ReportSubmission(Message):
     """A ``NodeReport`` in a DSSE envelope signed by the node's key."""
 
     report: EnvelopeJson
+
+
+class CommittedInfo(Message):
+    """A field that an entry commits to. ``salt`` (base64) and ``value`` open it; both are null once they were erased."""
+
+    field: str
+    mac: str
+    salt: str | None
+    value: str | None
+
+
+class LogEntryDetail(Message):
+    """One entry: its exact bytes as text, its C2SP tlog-proof, and what it commits to, as far as it was not erased."""
+
+    index: int
+    leaf: str
+    proof: str
+    committed: tuple[CommittedInfo, ...]
+
+
+class ErasureInfo(Message):
+    """What was erased, and the entry that says so."""
+
+    subject: str
+    values: int
+    leases: int
+    index: int

@@ -6,7 +6,7 @@ last size does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -42,12 +42,14 @@ class KeyChain:
     @classmethod
     def follow(cls, reader: LogReader, trusted: Sequence[NoteVerifier]) -> Self:
         """Return the keys that follow from the trusted ones. Raises ``NoteError`` or ``NoteSignatureError`` for a broken handover."""
+        return cls.from_handovers(read_handovers(reader), trusted)
+
+    @classmethod
+    def from_handovers(cls, handovers: Iterable[str], trusted: Sequence[NoteVerifier]) -> Self:
+        """Return the keys that follow from the trusted ones by these notes, in their order. Raises as ``follow`` does."""
         logs = [verifier for verifier in trusted if verifier.kind != COSIGNATURE]
         links = [KeyLink(verifier) for verifier in logs]
-        for number in range(1, MAX_ROTATIONS + 1):
-            raw = reader.rotation(number)
-            if raw is None:
-                break
+        for raw in handovers:
             note = Note.parse(raw)
             old = next((at for at, link in enumerate(links) if _signed(note, link.verifier)), None)
             if old is None:
@@ -94,6 +96,15 @@ class KeyChain:
                 raise LeafError(
                     "a key's handover is not in the log", rule="rotation-logged", seen=f"entry {index}: {leaf.type}", wanted=digest
                 )
+
+
+def read_handovers(reader: LogReader) -> Iterator[str]:
+    """Yield the notes by which a log's key was exchanged, in order. Nothing in them is proven yet."""
+    for number in range(1, MAX_ROTATIONS + 1):
+        raw = reader.rotation(number)
+        if raw is None:
+            return
+        yield raw
 
 
 def _signed(note: Note, verifier: NoteVerifier) -> bool:

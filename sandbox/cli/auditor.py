@@ -20,6 +20,7 @@ from attestation.log.proof import TlogProof
 from attestation.log.query import Found, Query, find_id
 from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
+from sandbox.cli.committed import committed_values
 from sandbox.cli.console import console
 from sandbox.cli.keeping import erase, rotate
 from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
@@ -70,12 +71,23 @@ def list_(
 
 
 @app.command()
-def show(entry: _Entry, log: LogPlace = None) -> None:
-    """Show one entry as it was logged."""
+def show(
+    entry: _Entry,
+    log: LogPlace = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Also ask the server, with your token, for the values that the entry only commits to.")
+    ] = False,
+) -> None:
+    """Show one entry as it was logged; values that it commits to are shown with --open, to those who may see them."""
     found = _find(open_log(log), entry)
-    document = {"index": found.index, "entry": json.loads(found.raw)}
+    said = json.loads(found.raw)
+    opened = committed_values(found, log) if open_ else {}
+    document = {"index": found.index, "entry": said, **({"committed": opened} if open_ else {})}
+    shown = {name: value for name, value in said.items() if name != "commitments"}
+    for each in found.leaf.commitments:
+        shown[f"committed {each.field}"] = (opened[each.field] or "erased") if open_ else "not told"
     here = console()
-    here.emit(document, lambda: here.fields({"index": found.index, **json.loads(found.raw)}))
+    here.emit(document, lambda: here.fields({"index": found.index, **shown}))
 
 
 @app.command("export")

@@ -1,4 +1,4 @@
-"""``sealrig audit erase`` and ``rotate-key``: what the keeper of a log's data folder does to it, while the server is stopped."""
+"""``sealrig audit erase`` and ``rotate-key``: what the keeper of a log does to it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Annotated
 
 import typer
 
-from attestation.log.commitments import Sidecar
 from attestation.log.cosigning import Cosign
 from attestation.log.errors import LogStoreError, QuorumError
 from attestation.log.files import sync_folder
-from attestation.log.leaf import Leaf
 from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note, NoteVerifier
 from attestation.log.places import LogPlaces
 from attestation.log.policy import MAX_POLICY_BYTES, WitnessPolicy
@@ -23,9 +21,9 @@ from attestation.log.rotation import rotate_key
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
 from sandbox.cli.console import console
+from sandbox.cli.context import ServerOption, client
 from sandbox.errors import InputError, UsageError
 
-SIDECAR = "log-private"
 LogState = Annotated[
     str,
     typer.Option(
@@ -48,25 +46,24 @@ _Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The control 
 
 
 def erase(
-    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="The random id of the person or tenant, such as tenant-0190….")],
-    data: _Data,
-    log_state: LogState = "",
-    log_lock: LogLock = "",
-    log_tiles: LogTiles = "",
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="A tenant's random id as it stands in the log: tenant-0190….")],
+    server: ServerOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: it cannot be undone.")] = False,
 ) -> None:
-    """Erase what the log committed to about a subject. The log stays valid; the erasure is logged; it cannot be undone."""
-    places = _places(data, log_state, log_lock, log_tiles)
-    published = _published(places)
-    key, origin = SigningKey.load(data / "log.key"), published.origin
-    # The log is opened first: an erasure that could not be logged is not begun.
-    with LogWriter.open(places, origin=origin, key=key, cosign=published.cosign) as writer, Sidecar(data / SIDECAR) as sidecar:
-        count = sidecar.erase(subject)
-        now = datetime.now(UTC)
-        (index,) = writer.append([Leaf("subject.erased", now, now, "server", subject, "erase", "done").to_bytes()])
-        sidecar.forget(subject)
-    console().emit(
-        {"subject": subject, "values": count, "index": index}, f"{count} values of {subject} are gone for good; logged as entry {index}"
-    )
+    """Erase a tenant on the server (operator): its name, identities and documents go, and what the log committed to opens no more.
+
+    The log itself stays as it is and valid, and the erasure becomes an entry of it.
+    """
+    here = console()
+    if not yes:
+        if not here.interactive:
+            raise UsageError(
+                "erasing cannot be undone", rule="erase-confirm", seen="no --yes", wanted="a person who agrees, or --yes", fix="add --yes"
+            )
+        typer.confirm(f"Erase {subject} for good?", abort=True, err=True)
+    with client(server) as opened:
+        done = opened.erase(subject)
+    here.emit(done, f"{subject} is erased: {done.values} committed values, {done.leases} leases; logged as entry {done.index}")
 
 
 def rotate(

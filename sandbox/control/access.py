@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sandbox.control.core import Control
 from sandbox.control.database.models import TenantRow, TokenRow
 from sandbox.control.policy_changes import keep_policy, record_change
-from sandbox.errors import AuthenticationError, NotFoundError
+from sandbox.errors import AuthenticationError, NotFoundError, StateError
 from sandbox.model import new_id
 from sandbox.wire import Role, TokenInfo, TokenIssued, TokenRequest
 
@@ -88,7 +88,8 @@ def issue_token(control: Control, request: TokenRequest, *, actor: str, secret: 
     with control.database.write() as session:
         tenant = ensure_tenant(control, session, request.tenant, actor=actor)
         session.add(row)
-        control.journal.record(session, "token.issued", actor=actor, tenant_ref=tenant.ref, resource=row.id, at=at, outcome=row.role)
+        control.journal.record(session, "token.issued", actor=actor, tenant_ref=tenant.ref, resource=row.id, at=at, outcome=row.role,
+                               private={"tenant": request.tenant})  # fmt: skip
     control.acknowledge()
     return TokenIssued(**token_info(row).model_dump(), token=secret)
 
@@ -118,13 +119,17 @@ def revoke_token(control: Control, token: str, *, actor: str) -> TokenInfo:
 def ensure_tenant(control: Control, session: Session, name: str, *, actor: str) -> TenantRow:
     """Return the tenant, made with the server's default policy where it is new; that it holds from now on is in the audit log."""
     row = session.get(TenantRow, name)
+    if row is not None and row.erased_at is not None:
+        raise StateError(
+            "this tenant was erased", rule="tenant-erased", seen=name, wanted="a tenant that was not", fix="name another tenant"
+        )
     if row is not None:
         return row
     policy, at = control.settings.policy, control.now()
     keep_policy(session, policy, at)
     row = TenantRow(
         name=name, ref=f"tenant-{secrets.token_hex(16)}", policy=policy.digest, policy_pinned=False,
-        quota=control.settings.limits.tenant_quota_bytes, created_at=at,
+        quota=control.settings.limits.tenant_quota_bytes, created_at=at, erased_at=None,
     )  # fmt: skip
     session.add(row)
     session.flush()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from attestation.log.commitments import SubjectKeys
 from attestation.log.note import NoteVerifier
 from attestation.log.quorum import Quorum
 from attestation.log.reader import LogReader
@@ -39,6 +40,7 @@ class Control:
     database: Database
     store: BundleStore
     journal: Journal
+    keys: SubjectKeys
     bell: Bell
     metrics: Metrics
     log: LogWriter
@@ -81,10 +83,11 @@ def open_control(settings: ControlSettings, *, now: Clock = utc_now) -> Iterator
             quorum = Quorum(LogReader(places.source()), settings.witnesses)
             stack.callback(quorum.close)
         log = stack.enter_context(LogWriter.open(places, origin=origin, key=key, cosign=quorum))
-        journal = Journal(database, log)
+        keys = SubjectKeys(settings.data / "log-private")
+        journal = Journal(database, log, keys)
         journal.settle()
         vkey = NoteVerifier(origin, key.public).text
-        yield Control(settings, database, store, journal, Bell(), Metrics(), log, places.source(), quorum, vkey, now)
+        yield Control(settings, database, store, journal, keys, Bell(), Metrics(), log, places.source(), quorum, vkey, now)
 
 
 def _log_key(settings: ControlSettings) -> SigningKey:

@@ -10,6 +10,7 @@ from sandbox.control.access import Caller
 from sandbox.control.core import Control
 from sandbox.control.database.models import IdentityRow
 from sandbox.errors import JobError, LimitError
+from sandbox.model import new_id
 from sandbox.sealing.public import IdentityPublic
 
 
@@ -34,7 +35,11 @@ def enrol(control: Control, caller: Caller, text: str) -> bool:
             session.add(
                 IdentityRow(tenant=caller.tenant, digest=digest, text=identity.text, verify_key=identity.verify_key.text, created_at=at)
             )
-            control.journal.record(session, "identity.enrolled", actor=caller.token, tenant_ref=caller.tenant_ref, resource=digest, at=at)
+            # Whoever has somebody's public identity could look for its digest, so the entry names a random id.
+            control.journal.record(
+                session, "identity.enrolled", actor=caller.token, tenant_ref=caller.tenant_ref, resource=new_id("identity"), at=at,
+                private={"identity": digest},
+            )  # fmt: skip
     control.acknowledge()
     return new
 

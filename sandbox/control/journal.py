@@ -1,23 +1,25 @@
 """From a state change to the audit log: an outbox row in the same transaction, then the log, and only then the acknowledgement.
 
-``record`` writes the finished leaf next to the change that it tells of, so that both commit or neither. ``settle`` appends every
-row that has no index yet, in order, and is called before any answer that acknowledges a change. A crash between the two
-leaves rows that the next ``settle``, at the latest the one at start, appends; appending is idempotent by the leaf's id.
+``record`` writes the finished leaf next to the change that it tells of, so that both commit or neither. The log is public for ever: names,
+and digests that somebody could guess, stand in it only as salted commitments; what opens them is sealed under the tenant's key.
+``settle`` appends every row that has no index yet, in order, and is called before any answer that acknowledges a change. A crash between
+the two leaves rows that the next ``settle``, at the latest the one at start, appends; appending is idempotent by the leaf's id.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from attestation.log.leaf import DocumentRef, Leaf
+from attestation.log.commitments import SubjectKeys
+from attestation.log.leaf import DocumentRef, Leaf, new_leaf_id
 from sandbox.control.database.engine import Database
-from sandbox.control.database.models import EventRow
+from sandbox.control.database.models import CommittedRow, EventRow
 
 BATCH = 512
 
@@ -33,18 +35,23 @@ class Log(Protocol):
 class Journal:
     """Records events and brings them into the log. Thread-safe."""
 
-    def __init__(self, database: Database, log: Log) -> None:
-        self._database, self._log = database, log
+    def __init__(self, database: Database, log: Log, keys: SubjectKeys) -> None:
+        self._database, self._log, self._keys = database, log, keys
         self._pump = threading.Lock()
 
     def record(
         self, session: Session, kind: str, *, actor: str, tenant_ref: str | None, resource: str, at: datetime, outcome: str = "done",
-        evidence: DocumentRef | None = None,
+        evidence: DocumentRef | None = None, private: Mapping[str, str] | None = None,
     ) -> int:  # fmt: skip
-        """Add an event to the running transaction; return its row id. ``kind`` is such as ``lease.running``."""
+        """Add an event to the running transaction; return its row id. ``kind`` is such as ``lease.running``.
+
+        ``private`` values, by field, are committed to and not told; they need a tenant that they are about.
+        """
+        id_ = new_leaf_id()
+        made = self._keys.commit(id_, tenant_ref, private) if tenant_ref and private else ()
         leaf = Leaf(
             type=kind, occurred_at=at, recorded_at=at, actor_ref=actor, resource_ref=resource, action=kind.partition(".")[2] or kind,
-            outcome=outcome, tenant_ref=tenant_ref, evidence=evidence,
+            outcome=outcome, tenant_ref=tenant_ref, evidence=evidence, commitments=tuple(each.commitment for each in made), id=id_,
         )  # fmt: skip
         row = EventRow(
             leaf_id=leaf.id,
@@ -52,12 +59,15 @@ class Journal:
             actor=actor,
             tenant_ref=tenant_ref or "",
             resource=resource,
+            outcome=outcome,
+            evidence=evidence.digest if evidence is not None else None,
             occurred_at=at,
             leaf=leaf.to_bytes(),
             log_index=None,
         )
         session.add(row)
         session.flush()
+        session.add_all(CommittedRow(leaf_id=id_, field=each.commitment.field, subject=tenant_ref, sealed=each.sealed) for each in made)
         return row.id
 
     def settle(self) -> None:

@@ -28,8 +28,8 @@ def record_change(
     raw = describe_change(tenant.ref, before, after.raw).to_payload()
     digest = sha256_digest(raw)
     event = journal.record(
-        session, POLICY_APPLIED, actor=actor, tenant_ref=tenant.ref, resource=after.digest, at=at,
-        evidence=DocumentRef(digest, POLICY_CHANGE_MEDIA),
+        session, POLICY_APPLIED, actor=actor, tenant_ref=tenant.ref, resource=tenant.ref, at=at,
+        evidence=DocumentRef(digest, POLICY_CHANGE_MEDIA), private={"tenant": tenant.name},
     )  # fmt: skip
     old = None if before is None else sha256_digest(before)
     session.add(PolicyChangeRow(tenant=tenant.name, event=event, before=old, after=after.digest, digest=digest, data=raw))

@@ -20,6 +20,7 @@ from sandbox.control.access import SERVER, issue_token, new_secret
 from sandbox.control.app import create_app
 from sandbox.control.core import Control, open_control
 from sandbox.control.database.models import TokenRow
+from sandbox.control.erasure import finish_erasures
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store.folder import sync_folder
 from sandbox.control.sweeper import Sweeper
@@ -98,6 +99,7 @@ def serve(settings: ControlSettings, listen: Listen, *, ready: Callable[[str], N
     os.umask(0o077)  # whatever this process writes, nobody else on the machine can read
     _log_to_stderr()
     with open_control(settings) as control:
+        finish_erasures(control)
         follow_default(control)
         first_token(control)
         _note_start(control)

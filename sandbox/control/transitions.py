@@ -8,6 +8,7 @@ from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from attestation.canonical import sha256_digest
+from attestation.chain import POLICY_FIELD
 from attestation.log.leaf import DocumentRef
 from sandbox.control.core import Control
 from sandbox.control.database.models import DocumentRow, LeaseRow, ReportRow, TenantRow, TransitionRow
@@ -56,9 +57,14 @@ def advance(
 
 def note(control: Control, session: Session, lease: LeaseRow, *, actor: str, evidence: DocumentRef, detail: str = "") -> None:
     """Write the history row and the audit event of the state that ``lease`` has just reached."""
+    private = {"job-name": lease.name, "tenant": lease.tenant} if lease.state == LeaseState.SUBMITTED.value else {}
+    # Signed documents have a digest that nobody can guess. A policy has not: many are the profiles that everybody has.
+    hidden = evidence.media_type == POLICY_MEDIA
+    if hidden:
+        private[POLICY_FIELD] = evidence.digest
     event = control.journal.record(
         session, f"lease.{lease.state}", actor=actor, tenant_ref=tenant_ref(session, lease.tenant), resource=lease.id,
-        at=lease.updated_at, outcome=lease.outcome or "done", evidence=evidence,
+        at=lease.updated_at, outcome=lease.outcome or "done", evidence=None if hidden else evidence, private=private,
     )  # fmt: skip
     session.add(TransitionRow(lease=lease.id, state=lease.state, at=lease.updated_at, detail=detail[:2000], event=event))
     session.flush()

@@ -8,16 +8,20 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from attestation.canonical import canonical_json, sha256_digest
+from attestation.chain import POLICY_FIELD
+from attestation.log.keychain import read_handovers
+from attestation.log.leaf import Leaf
 from attestation.log.reader import LogReader
-from attestation.receipt import build_receipt
+from attestation.receipt import MAX_HANDOVERS, build_receipt
 from attestation.run import RunRecord
 from attestation.signing import Envelope, b64encode
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
 from sandbox.control.database.models import DocumentRow, EventRow, LeaseRow, LogChunkRow, TransitionRow
+from sandbox.control.erasure import openings_of
 from sandbox.control.story import no_lease
 from sandbox.control.transitions import document
-from sandbox.errors import StateError
+from sandbox.errors import NotFoundError, StateError
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome
 from sandbox.wire import MAX_PAGE, Denial, EvidenceInfo, LeaseInfo, LogChunk, LogPage, Transition, WaitingLeases
 
@@ -162,8 +166,15 @@ def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
                 fix="wait: 'sealrig lease watch'",
             )
         documents = {row.kind: row.data for row in session.scalars(select(DocumentRow).where(DocumentRow.lease == lease_id))}
-        steps = select(EventRow.log_index).join(TransitionRow, TransitionRow.event == EventRow.id).where(TransitionRow.lease == lease_id)
-        indexes = [index for index in session.scalars(steps.order_by(TransitionRow.id)) if index is not None]
+        if not documents:
+            raise NotFoundError(
+                "the documents of this lease were erased", rule="erased", seen=lease_id, wanted="a lease whose tenant was not erased",
+                fix="receipts that were made before the erasure still verify",
+            )  # fmt: skip
+        steps = select(EventRow).join(TransitionRow, TransitionRow.event == EventRow.id).where(TransitionRow.lease == lease_id)
+        events = [row for row in session.scalars(steps.order_by(TransitionRow.id)) if row.log_index is not None]
+        opened = {row.log_index: openings_of(control, session, Leaf.from_bytes(row.leaf), POLICY_FIELD) for row in events}
+    indexes = [row.log_index for row in events if row.log_index is not None]
     published = control.log.health().published
     if indexes and max(indexes) >= published:
         raise StateError(
@@ -173,4 +184,6 @@ def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
             wanted=f"≥ {max(indexes) + 1}",
             fix="ask again; the operator sees at /readyz which witness is missing",
         )
-    return build_receipt(lease_id, documents, LogReader(control.log_files).extract(indexes))
+    reader = LogReader(control.log_files)
+    openings = {index: found for index, found in opened.items() if index is not None}
+    return build_receipt(lease_id, documents, reader.extract(indexes), openings, tuple(read_handovers(reader))[-MAX_HANDOVERS:])

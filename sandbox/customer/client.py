@@ -15,11 +15,13 @@ from sandbox.lifecycle import LeaseState
 from sandbox.wire import (
     MAX_WAIT_SECONDS,
     BundleInfo,
+    ErasureInfo,
     EvidenceInfo,
     GrantSubmission,
     IdentityEnrolment,
     LeaseInfo,
     LeaseSubmission,
+    LogEntryDetail,
     LoggedPolicyChange,
     LogPage,
     NodeInfo,
@@ -193,6 +195,14 @@ class Client(Connection):
     def log_key(self) -> str:
         """Return the audit log's verifier key (C2SP vkey) as the server gives it; a person compares it."""
         return self.request("GET", "/log/vkey", max_bytes=4096).body.decode("utf-8", "replace").strip()
+
+    def log_entry(self, index: int) -> LogEntryDetail:
+        """Return an entry of the audit log with what it commits to. Nothing in it is proven yet."""
+        return self.request("GET", f"/v1/log/entries/{index}").model(LogEntryDetail)
+
+    def erase(self, subject: str) -> ErasureInfo:
+        """Erase a tenant by its random id (operator). It cannot be undone."""
+        return self.request("POST", f"/v1/subjects/{_part(subject)}/erase").model(ErasureInfo)
 
     def _list(self, path: str, adapter: TypeAdapter[list[_T]], params: dict[str, str | int | float] | None = None) -> list[_T]:
         try:

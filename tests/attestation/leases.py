@@ -9,14 +9,17 @@ from typing import Any
 
 from attestation.canonical import canonical_json, sha256_digest
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, build_certificate
+from attestation.chain import POLICY_FIELD
 from attestation.documents import IDENTITY_KEM_BYTES, JOB_PAYLOAD_TYPE
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence, PostureFact
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant, WrappedKey
-from attestation.log.leaf import DocumentRef, Leaf
+from attestation.log.commitments import Opening, commitment_mac
+from attestation.log.leaf import Commitment, DocumentRef, Leaf
 from attestation.log.note import NoteVerifier
 from attestation.log.places import LogPlaces
 from attestation.log.reader import LogExtract, LogReader
 from attestation.log.writer import LogWriter
+from attestation.receipt import build_receipt
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
 from attestation.signing import SigningKey, b64encode, sign_envelope
 from attestation.trust import Trust
@@ -38,6 +41,7 @@ CUSTOMER_KEY = SigningKey(b"\x22" * 32)
 LOG_KEY = SigningKey(b"\x33" * 32)
 OTHER_KEY = SigningKey(b"\x44" * 32)
 IDENTITY = "sealrig1:" + b64encode(bytes(IDENTITY_KEM_BYTES) + CUSTOMER_KEY.public.raw)
+SALT = b"\x5a" * 32
 DSSE = "application/vnd.dsse.envelope.v1+json"
 
 
@@ -190,6 +194,7 @@ class Story:
             digest = sha256_digest(self.documents[kind]) if kind else "sha256:" + "9" * 64
             at = AT + timedelta(seconds=number)
             actor = NODE if state in {"attested", "running", "collecting", "wiping", "closed", "quarantined"} else TOKEN
+            hidden = kind == "policy"  # anybody could guess its digest: the log commits to it
             leaf = Leaf(
                 type=f"lease.{state}",
                 occurred_at=at,
@@ -198,7 +203,8 @@ class Story:
                 resource_ref=self.resource,
                 action=state,
                 outcome="done",
-                evidence=DocumentRef(digest, DSSE),
+                evidence=None if hidden else DocumentRef(digest, DSSE),
+                commitments=(Commitment(POLICY_FIELD, commitment_mac(SALT, POLICY_FIELD, digest)),) if hidden else (),
             )
             self.leaves.append(leaf)
 
@@ -214,3 +220,14 @@ def append(folder: Path, *stories: Story) -> list[list[int]]:
 
 def extract(folder: Path, indexes: list[int]) -> LogExtract:
     return LogReader.from_dir(folder).extract(indexes)
+
+
+def receipt_of(found: dict[str, bytes], log: LogExtract, handovers: tuple[str, ...] = ()) -> bytes:
+    """The receipt, with what opens the log's commitments to the policy."""
+    opened = {
+        entry.index: [
+            Opening(each.field, SALT, sha256_digest(found.get("policy", POLICY))) for each in Leaf.from_bytes(entry.leaf).commitments
+        ]
+        for entry in log.entries
+    }
+    return build_receipt(LEASE, found, log, opened, handovers)

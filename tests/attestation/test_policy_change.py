@@ -19,9 +19,9 @@ TENANT = "tenant-" + "1" * 32
 OLD, NEW = b"kind: Policy\nmemory: 4Gi\n", b"kind: Policy\nmemory: 1Gi\n"
 
 
-def leaf(document: bytes, *, kind="policy.applied", tenant=TENANT, resource=None):
+def leaf(document: bytes, *, kind="policy.applied", tenant=TENANT):
     return Leaf(
-        type=kind, occurred_at=AT, recorded_at=AT, actor_ref="server", resource_ref=resource or sha256_digest(NEW), action="applied",
+        type=kind, occurred_at=AT, recorded_at=AT, actor_ref="server", resource_ref=TENANT, action="applied",
         outcome="done", tenant_ref=tenant, evidence=DocumentRef(sha256_digest(document), POLICY_CHANGE_MEDIA),
     )  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_a_true_change_verifies(before):
 
 RAW = describe_change(TENANT, OLD, NEW).to_payload()
 FOREIGN = describe_change("tenant-" + "2" * 32, OLD, NEW).to_payload()
-LYING = PolicyChange(tenant_ref=TENANT, before=sha256_digest(OLD), after=sha256_digest(NEW), diff="").to_payload()
+LYING = PolicyChange(salt="0" * 64, tenant_ref=TENANT, before=sha256_digest(OLD), after=sha256_digest(NEW), diff="").to_payload()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ LYING = PolicyChange(tenant_ref=TENANT, before=sha256_digest(OLD), after=sha256_
         (RAW, leaf(RAW, kind="token.issued"), OLD, NEW, "entry"),
         (RAW, leaf(LYING), OLD, NEW, "evidence"),
         (FOREIGN, leaf(FOREIGN), OLD, NEW, "tenant"),
-        (RAW, leaf(RAW, resource=sha256_digest(OLD)), OLD, NEW, "policy"),
+        (RAW, leaf(RAW, tenant="tenant-" + "2" * 32), OLD, NEW, "tenant"),
         (RAW, leaf(RAW), NEW, NEW, "before"),
         (RAW, leaf(RAW), None, NEW, "before"),
         (RAW, leaf(RAW), OLD, OLD, "after"),

@@ -14,7 +14,11 @@ from attestation.canonical import canonical_json, sha256_digest
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, build_certificate
 from attestation.chain import ONWARD
 from attestation.errors import FormatError, VerificationError
-from attestation.log.note import NoteVerifier, cosign
+from attestation.log.keychain import read_handovers
+from attestation.log.note import Checkpoint, NoteVerifier, cosign, sign_checkpoint
+from attestation.log.places import LogPlaces
+from attestation.log.reader import LogReader
+from attestation.log.rotation import rotate_key
 from attestation.receipt import build_receipt, verify_receipt, verify_receipt_or_raise
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
 from attestation.signing import Envelope, b64decode, b64encode, sign_envelope
@@ -24,8 +28,10 @@ from tests.attestation.leases import (
     CUSTOMER_KEY,
     IMAGE,
     LEASE,
+    LOG_KEY,
     NODE,
     NODE_KEY,
+    ORIGIN,
     OTHER_KEY,
     PLAN,
     STORY,
@@ -34,6 +40,7 @@ from tests.attestation.leases import (
     documents,
     extract,
     job,
+    receipt_of,
     trust,
     wipe_report,
 )
@@ -54,7 +61,7 @@ def lease(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def receipt(lease):
-    return build_receipt(LEASE, *lease)
+    return receipt_of(*lease)
 
 
 def failed(raw, rules=None):
@@ -93,7 +100,7 @@ def without_evidence(tmp_path, steps):
     kept["certificate"] = sign_envelope(payload, CERTIFICATE_PAYLOAD_TYPE, NODE_KEY).to_bytes()
     story = Story({**kept, "evidence": made["evidence"], "grant": made["grant"]}, steps)
     (indexes,) = append(tmp_path, story)
-    return build_receipt(LEASE, kept, extract(tmp_path, indexes))
+    return receipt_of(kept, extract(tmp_path, indexes))
 
 
 def test_a_lease_that_ended_before_its_evidence_arrived_verifies(tmp_path):
@@ -201,7 +208,7 @@ def test_an_entry_of_another_lease_fails(lease, tmp_path):
     found, _ = lease
     foreign = Story(found, resource="lease-" + "99" * 16)
     [indexes] = append(tmp_path, foreign)
-    assert failed(build_receipt(LEASE, found, extract(tmp_path, indexes))) == ["log-lease"]
+    assert failed(receipt_of(found, extract(tmp_path, indexes))) == ["log-lease"]
 
 
 def test_another_index_origin_or_checkpoint_fails(receipt):
@@ -245,26 +252,74 @@ def test_a_quorum_of_witnesses_is_counted(lease):
     name = "witness.example/w"
     vkey = NoteVerifier(name, OTHER_KEY.public, kind=4).text
     rules = trust(witnesses=[vkey], witnessQuorum=1)
-    assert failed(build_receipt(LEASE, found, log), rules) == ["log-witnesses"]
+    assert failed(receipt_of(found, log), rules) == ["log-witnesses"]
     text = log.checkpoint.split("\n\n")[0] + "\n"
     signed = log.checkpoint + cosign(text, name, OTHER_KEY, 1_700_000_000).line
     entries = tuple(entry._replace(proof=entry.proof.replace(log.checkpoint, signed)) for entry in log.entries)
-    assert failed(build_receipt(LEASE, found, replace(log, checkpoint=signed, entries=entries)), rules) == []
+    assert failed(receipt_of(found, replace(log, checkpoint=signed, entries=entries)), rules) == []
+
+
+def test_a_receipt_survives_an_exchange_of_the_logs_key(lease, tmp_path):
+    """With the old key, with the new one, and from before the exchange with the new key and the old one named as retired."""
+    found, _ = lease
+    (indexes,) = append(tmp_path, Story(found))
+    before = receipt_of(found, extract(tmp_path, indexes))
+    rotate_key(LogPlaces(tmp_path), origin=ORIGIN, old=LOG_KEY, new=OTHER_KEY, at=AT)
+    handovers = tuple(read_handovers(LogReader.from_dir(tmp_path)))
+    after = receipt_of(found, extract(tmp_path, indexes), handovers)
+    old, new = (NoteVerifier(ORIGIN, key.public).text for key in (LOG_KEY, OTHER_KEY))
+    with_new = trust(log={"origin": ORIGIN, "key": new})
+    with_both = trust(log={"origin": ORIGIN, "key": new, "retired": [old]})
+    assert [failed(before), failed(after), failed(after, with_new), failed(before, with_both), failed(after, with_both)] == [[]] * 5
+    assert failed(before, with_new)[0] == "log-checkpoint"
+    assert failed(edit(after, lambda tree: tree["log"]["handovers"].clear()))[0] == "log-checkpoint"
+    assert failed(edit(after, lambda tree: tree["log"]["handovers"].append(1))) == ["format"]
+
+    def forge(tree):
+        note = tree["log"]["handovers"][0]
+        tree["log"]["handovers"][0] = note.replace(f"\n{len(indexes) + 1}\n", f"\n{len(indexes) + 2}\n")
+
+    assert failed(edit(after, forge))[0] == "log-keys"
+    # What the old key signs after the exchange counts no more, even where it is the one that is trusted.
+    late = sign_checkpoint(Checkpoint(ORIGIN, len(indexes) + 5, b"r" * 32), ORIGIN, LOG_KEY).whole
+    assert failed(edit(after, lambda tree: tree["log"].update(checkpoint=late)))[0] == "log-checkpoint"
+
+
+@pytest.mark.parametrize("change", ["remove", "value", "salt", "field", "twice", "of another"])
+def test_an_opening_that_was_touched_fails_at_it(receipt, change):
+    def touch(tree):
+        entries = tree["log"]["entries"]
+        opening = entries[1]["openings"][0]
+        if change == "remove":
+            entries[1]["openings"].clear()
+        elif change == "twice":
+            entries[1]["openings"].append(opening)
+        elif change == "of another":
+            entries[2]["openings"].append(opening)
+        elif change == "salt":
+            opening["salt"] = b64encode(b"\x01" * 32)
+        else:
+            opening[change] = "other"
+
+    tree = json.loads(receipt)
+    index = tree["log"]["entries"][2 if change == "of another" else 1]["index"]
+    first = failed(edit(receipt, touch))[0]
+    assert first == ("log-admitted" if change == "remove" else f"opening-{index}")
 
 
 def test_a_quarantined_lease_is_a_true_receipt_of_a_failure(tmp_path):
     found = documents(proven=False)
     steps = (*STORY[:-1], ("quarantined", "certificate"))
     [indexes] = append(tmp_path, Story(found, steps))
-    assert failed(build_receipt(LEASE, found, extract(tmp_path, indexes))) == []
+    assert failed(receipt_of(found, extract(tmp_path, indexes))) == []
     [hidden] = append(tmp_path, Story(found, STORY))
-    assert failed(build_receipt(LEASE, found, extract(tmp_path, hidden))) == ["log-end"]
+    assert failed(receipt_of(found, extract(tmp_path, hidden))) == ["log-end"]
 
 
 def test_a_lease_denied_by_policy_has_a_short_receipt(tmp_path):
     found = {kind: data for kind, data in documents().items() if kind in {"job", "policy"}}
     [indexes] = append(tmp_path, Story(found, (("submitted", "job"), ("denied", "policy"))))
-    receipt = build_receipt(LEASE, found, extract(tmp_path, indexes))
+    receipt = receipt_of(found, extract(tmp_path, indexes))
     assert failed(receipt) == []
     assert "documents" in failed(edit(receipt, lambda tree: tree["documents"].pop("policy")))
 
@@ -272,7 +327,7 @@ def test_a_lease_denied_by_policy_has_a_short_receipt(tmp_path):
 def test_a_lease_that_has_not_ended_has_no_receipt(tmp_path):
     found = {kind: data for kind, data in documents().items() if kind in {"job", "policy"}}
     [indexes] = append(tmp_path, Story(found, (("submitted", "job"), ("admitted", "policy"))))
-    assert failed(build_receipt(LEASE, found, extract(tmp_path, indexes))) == ["log-states"]
+    assert failed(receipt_of(found, extract(tmp_path, indexes))) == ["log-states"]
 
 
 def test_states_are_the_ones_of_the_lifecycle():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,10 +11,11 @@ import pytest
 
 from attestation.canonical import sha256_digest
 from attestation.errors import Step
-from attestation.receipt import build_receipt, verify_receipt
+from attestation.receipt import verify_receipt
 from attestation.receipt_page import receipt_page
-from tests.attestation.leases import LEASE, Story, append, documents, extract, trust
+from tests.attestation.leases import Story, append, documents, extract, receipt_of, trust
 
+CHROMIUM = shutil.which("chromium")
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -35,7 +37,7 @@ def result(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("log")
     kept = documents()
     (indexes,) = append(folder, Story(kept))
-    lease = verify_receipt(build_receipt(LEASE, kept, extract(folder, indexes)), trust())
+    lease = verify_receipt(receipt_of(kept, extract(folder, indexes)), trust())
     assert lease.ok, [step for step in lease.steps if not step.ok]
     return lease
 
@@ -77,3 +79,26 @@ def test_names_from_outside_stay_text(result) -> None:
     text = page(replace(result, steps=(Step("x", ok=False, seen="<script>alert(1)</script>", wanted="&"),)))
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
+
+
+@pytest.mark.slow
+def test_a_browser_prints_it_whole(result, tmp_path) -> None:
+    """As a lawyer would file it: headless Chromium writes the PDF, every check stands in it, and nothing is asked of any network."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    (tmp_path / "receipt.html").write_text(page(result))
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        opened = browser.new_page()
+        asked: list[str] = []
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.goto((tmp_path / "receipt.html").as_uri())
+        opened.pdf(path=tmp_path / "receipt.pdf", prefer_css_page_size=True, tagged=True)
+        wide = opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        browser.close()
+    raw = (tmp_path / "receipt.pdf").read_bytes()
+    assert raw.startswith(b"%PDF-")
+    assert raw.count(b"/Type /Page\n") + raw.count(b"/Type /Page ") >= 2
+    assert [url for url in asked if not url.startswith("file:")] == []
+    assert not wide

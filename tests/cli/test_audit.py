@@ -7,8 +7,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHan
 
 import pytest
 
-from attestation.log.commitments import Sidecar
-from attestation.log.leaf import new_leaf_id
 from attestation.log.places import LogPlaces
 from attestation.signing import SigningKey
 from sandbox.cli import main
@@ -218,29 +216,19 @@ def _keep(data):
     KEY.save(data / "log.key")
 
 
-def test_erase_is_final_and_logged(data, capsys):
-    _keep(data)
-    subject, id_ = "tenant-" + "a" * 32, new_leaf_id()
-    with Sidecar(data / "log-private") as sidecar:
-        sidecar.commit(id_, subject, {"name": "Ada"})
-    code, told = call(capsys, "erase", subject, "--data", data)
-    assert (code, told) == (0, {"subject": subject, "values": 1, "index": 302})
-    with Sidecar(data / "log-private") as sidecar:
-        assert not list(sidecar.open(id_))
-    assert call(capsys, "verify", "--log", data, *KEY_FLAG)[1]["size"] == 303
-    assert call(capsys, "list", "--log", data, "--type", "subject.erased")[1]["entries"][0]["resource"] == subject
-    assert main(["audit", "erase", subject, "--data", str(data)]) == 1
-    assert "erase-subject" in capsys.readouterr().err
+def test_erase_is_not_begun_without_a_clear_yes(capsys):
+    assert main(["audit", "erase", "tenant-" + "a" * 32, "--server", "http://127.0.0.1:1"]) == 2
+    assert "--yes" in capsys.readouterr().err
 
 
-def test_erase_needs_the_log(data, tmp_path, capsys):
+def test_rotating_needs_the_log_alone(data, tmp_path, capsys):
     _keep(data)
     with open_log(data):
-        assert main(["audit", "erase", "tenant-" + "a" * 32, "--data", str(data)]) == 1
+        assert main(["audit", "rotate-key", "--data", str(data)]) == 1
     assert "log-locked" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     OTHER_KEY.save(tmp_path / "empty" / "log.key")
-    assert main(["audit", "erase", "tenant-" + "a" * 32, "--data", str(tmp_path / "empty")]) == 1
+    assert main(["audit", "rotate-key", "--data", str(tmp_path / "empty")]) == 1
     assert "log-data" in capsys.readouterr().err
 
 

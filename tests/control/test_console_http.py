@@ -85,7 +85,7 @@ def test_two_tenants_see_nothing_of_each_other(house: House) -> None:
     entries = house.http.get("/audit").text
     assert mine in entries
     assert foreign not in entries
-    row = next(line for line in house.http.get("/audit", params={"resource": mine}).text.splitlines() if 'href="/audit/' in line)
+    row = next(line for line in house.http.get("/audit", params={"lease": mine}).text.splitlines() if 'href="/audit/' in line)
     index = int(row.split('href="/audit/')[1].split('"')[0])
     assert house.http.get(f"/audit/{index}").status_code == 200
     sign_in(house, "customer", "other")
@@ -109,7 +109,7 @@ def test_who_changed_a_policy_and_what(house: House) -> None:
 def test_filters_narrow_the_log_and_bad_ones_are_explained(house: House) -> None:
     lease = admitted(house, house.customer())
     sign_in(house, "auditor", "audit")
-    found = house.http.get("/audit", params={"type": "lease.admitted", "resource": lease}).text
+    found = house.http.get("/audit", params={"type": "lease.admitted", "lease": lease}).text
     assert "1 shown" in found
     assert "0 shown" in house.http.get("/audit", params={"until": "2001-01-01T00:00"}).text
     assert "1 shown" in house.http.get("/audit", params={"before": "1"}).text
@@ -121,7 +121,7 @@ def test_filters_narrow_the_log_and_bad_ones_are_explained(house: House) -> None
 
 def test_names_from_outside_stay_text(house: House) -> None:
     sign_in(house, "operator", "operator")
-    answer = house.http.get("/audit", params={"resource": '"><script>alert(1)</script>'})
+    answer = house.http.get("/audit", params={"text": '"><script>alert(1)</script>'})
     assert "<script>alert" not in answer.text
 
 

@@ -143,7 +143,7 @@ def test_a_quarantined_node_gets_nothing_until_it_is_restored(house: House) -> N
     assert ok(operator.post(f"/v1/nodes/{node.id}/restore"))["state"] == "ready"
     answer = node.poll()
     assert ([each["lease"] for each in answer["assignments"]], answer["node_state"]) == ([waiting], "ready")
-    assert [row["type"] for row in ok(operator.get(f"/v1/log/entries?resource={node.id}"))] == [
+    assert [row["type"] for row in ok(operator.get(f"/v1/log/entries?resource={node.id}"))["entries"]] == [
         "node.registered",
         "node.quarantined",
         "node.restored",
@@ -159,13 +159,13 @@ def test_a_later_proven_wipe_is_logged_once_the_operator_has_lifted_the_quaranti
     ok(node.report(lease, "quarantined", documents=failed))
     entries = f"/v1/log/entries?resource={node.id}&type=node.restored"
     ok(node.report(lease, "quarantined", documents=proven))
-    assert ok(operator.get(entries)) == []
+    assert ok(operator.get(entries))["entries"] == []
     ok(operator.post(f"/v1/nodes/{node.id}/restore"))
     ok(node.report(lease, "quarantined", documents=failed))
-    assert len(ok(operator.get(entries))) == 1
+    assert len(ok(operator.get(entries))["entries"]) == 1
     for _ in range(2):
         ok(node.report(lease, "quarantined", documents=proven))
-        rows = ok(operator.get(entries))
+        rows = ok(operator.get(entries))["entries"]
         assert [row["actor"] for row in rows][1:] == [node.id]
     assert customer.lease(lease)["state"] == "quarantined"
 
@@ -174,7 +174,7 @@ def test_the_operators_quarantine(house: House) -> None:
     operator, node = house.person("operator"), house.node()
     for _ in range(2):
         assert ok(operator.post(f"/v1/nodes/{node.id}/quarantine"))["state"] == "quarantined"
-    assert len(ok(operator.get("/v1/log/entries?type=node.quarantined"))) == 1
+    assert len(ok(operator.get("/v1/log/entries?type=node.quarantined"))["entries"]) == 1
     assert code(operator.post("/v1/nodes/node-" + "0" * 32 + "/quarantine")) == "not-found"
 
 

@@ -20,6 +20,7 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("get", "/log/checkpoint"): OPEN,
     ("get", "/log/vkey"): OPEN,
     ("get", "/log/tile/{path}"): OPEN,
+    ("get", "/log/keys/{number}"): OPEN,
     ("options", "/v1/uploads"): OPEN,
     ("options", "/v1/uploads/{upload}"): OPEN,
     ("get", "/v1/whoami"): ALL,
@@ -44,6 +45,7 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("delete", "/v1/bundles/{digest}"): {"customer"},
     ("post", "/v1/leases"): {"customer"},
     ("get", "/v1/leases"): PEOPLE,
+    ("get", "/v1/leases/waiting"): {"customer"},
     ("get", "/v1/leases/{lease}"): ALL,
     ("post", "/v1/leases/{lease}/cancel"): {"customer", "operator"},
     ("post", "/v1/leases/{lease}/revoke"): {"customer"},
@@ -63,6 +65,8 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("post", "/v1/nodes/{node}/leases/{lease}/incidents"): {"node"},
     ("put", "/v1/nodes/{node}/leases/{lease}/logs/{seq}"): {"node"},
     ("get", "/v1/log/entries"): PEOPLE,
+    ("get", "/v1/log/entries/{index}"): PEOPLE,
+    ("post", "/v1/subjects/{subject}/erase"): {"operator"},
 }
 # Enough of a body to get past its schema, so that the answer is about the role.
 ENVELOPE = {"payload": "", "payloadType": "x", "signatures": [{"keyid": "", "sig": ""}]}
@@ -97,7 +101,17 @@ def test_each_role_reaches_exactly_what_the_table_says(house: House, role: str) 
     wrong = []
     for (method, template), roles in TABLE.items():
         path = template.format(
-            lease=LEASE, node=NODE, token=TOKEN, digest=DIGEST, upload="upload-" + "0" * 32, tenant="t", path="0/000", seq=0
+            number=1,
+            lease=LEASE,
+            node=NODE,
+            token=TOKEN,
+            digest=DIGEST,
+            upload="upload-" + "0" * 32,
+            tenant="t",
+            path="0/000",
+            seq=0,
+            index=0,
+            subject="tenant-" + "0" * 32,
         )
         answer = person.call(method.upper(), path, json=BODIES.get(template)) if template in BODIES else person.call(method.upper(), path)
         refused = answer.status_code == 401 or (
@@ -148,9 +162,11 @@ def test_two_tenants_see_nothing_of_each_other(house: House) -> None:
     lease = ok(lab.submit(lab.job(inputs=[bundle.digest])))["id"]
     walk(lab, node, lease, "closed", bundle.digest)
     half = lab.start_upload("blake3:" + "1" * 64, 100).headers["location"]
-    for listed in ("/v1/leases", "/v1/bundles", "/v1/log/entries?type=lease.closed"):
+    for listed in ("/v1/leases", "/v1/bundles"):
         assert ok(works.get(listed)) == []
         assert len(ok(lab.get(listed))) == 1
+    assert ok(works.get("/v1/log/entries?type=lease.closed"))["entries"] == []
+    (entry,) = ok(lab.get("/v1/log/entries?type=lease.closed"))["entries"]
     assert ok(works.get("/v1/identities")) == [works.identity.public.text]
     refusals = [
         works.get(f"/v1/leases/{lease}"),
@@ -166,6 +182,7 @@ def test_two_tenants_see_nothing_of_each_other(house: House) -> None:
         works.get(f"/v1/bundles/{bundle.digest}"),
         works.get(f"/v1/bundles/{bundle.digest}/content"),
         works.delete(f"/v1/bundles/{bundle.digest}"),
+        works.get(f"/v1/log/entries/{entry['index']}"),
         works.send(half, 0, b"x"),
         works.call("DELETE", half, headers={"Tus-Resumable": "1.0.0"}),
     ]
@@ -252,5 +269,6 @@ def test_pages_are_bounded_and_complete(house: House) -> None:
     assert code(lab.get(f"/v1/leases?before={new_id('lease')}")) == "not-found"
     assert [row["state"] for row in ok(lab.get("/v1/leases?state=admitted"))] == ["admitted"] * 7
     assert ok(lab.get("/v1/leases?state=running")) == []
-    entries = ok(house.person("auditor").get("/v1/log/entries?limit=5&after=1"))
-    assert [row["index"] for row in entries] == [2, 3, 4, 5, 6]
+    entries = ok(house.person("auditor").get("/v1/log/entries?limit=5&start=2"))
+    assert [row["index"] for row in entries["entries"]] == [2, 3, 4, 5, 6]
+    assert entries["next"] == 7

@@ -61,7 +61,7 @@ def test_an_upload_in_pieces_becomes_a_bundle_once(house: House) -> None:
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
     assert offset_of(customer, place) == len(bundle.raw)
     assert parts(house) == []
-    entries = ok(customer.get(f"/v1/log/entries?resource={bundle.digest}"))
+    entries = ok(customer.get(f"/v1/log/entries?resource={bundle.digest}"))["entries"]
     assert [entry["type"] for entry in entries] == ["bundle.stored"]
     customer.upload(bundle.raw, bundle.digest)
     assert len(ok(customer.get("/v1/bundles"))) == 1

@@ -8,21 +8,25 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import PlainTextResponse
-from sqlalchemy import select
 
 from attestation.log.keychain import MAX_ROTATIONS
 from attestation.log.note import MAX_NOTE_BYTES
 from attestation.log.reader import CHECKPOINT
 from attestation.log.tiles import MAX_BUNDLE_BYTES, rotation_path
-from sandbox.control.api.auth import ControlDep, Person
-from sandbox.control.database.models import EventRow
+from attestation.signing import b64encode
+from sandbox.control import entries as entries_view
+from sandbox.control import erasure
+from sandbox.control.api.auth import ControlDep, Operator, Person
+from sandbox.control.search import Filters, search
 from sandbox.errors import NotFoundError
 from sandbox.model import UtcTime
-from sandbox.wire import MAX_PAGE, Message
+from sandbox.wire import MAX_PAGE, CommittedInfo, ErasureInfo, LogEntryDetail, Message
 
 router = APIRouter(tags=["log"])
 # https://c2sp.org/tlog-tiles: tile/<L or entries>/<x001/…/NNN>[.p/<W>]; nothing else becomes a path.
 _TILE = re.compile(r"(?:entries|[0-9]|[1-5][0-9]|6[0-3])(?:/x[0-9]{3}){0,6}/[0-9]{3}(?:\.p/[0-9]{1,3})?")
+
+Word = Annotated[str | None, Query(max_length=100)]
 
 
 class LogEntryInfo(Message):
@@ -34,7 +38,16 @@ class LogEntryInfo(Message):
     actor: str
     tenant: str
     resource: str
+    outcome: str
+    evidence: str | None
     at: UtcTime
+
+
+class LogEntryPage(Message):
+    """Entries in the order of the log; with ``next``, there may be more from that index on."""
+
+    entries: tuple[LogEntryInfo, ...]
+    next: int | None
 
 
 @router.get("/log/checkpoint", response_class=PlainTextResponse)
@@ -79,26 +92,26 @@ def entries(  # noqa: PLR0917  (each is a query parameter)
     control: ControlDep,
     caller: Person,
     type: Annotated[str | None, Query(max_length=64)] = None,  # noqa: A002  (the name of the query parameter)
-    resource: Annotated[str | None, Query(max_length=80)] = None,
-    actor: Annotated[str | None, Query(max_length=64)] = None,
+    resource: Word = None,
+    actor: Word = None,
+    tenant: Word = None,
+    node: Word = None,
+    lease: Word = None,
+    outcome: Word = None,
+    text: Word = None,
     since: Annotated[datetime | None, Query()] = None,
     until: Annotated[datetime | None, Query()] = None,
-    after: Annotated[int, Query(ge=-1, le=2**53)] = -1,
+    start: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-) -> list[LogEntryInfo]:
-    """List entries in the order of the log, after index ``after``; customers see those of their own tenant."""
-    query = select(EventRow).where(EventRow.log_index > after).order_by(EventRow.log_index).limit(limit)
-    if not caller.sees_all:
-        query = query.where(EventRow.tenant_ref == caller.tenant_ref)
-    for column, wanted in ((EventRow.type, type), (EventRow.resource, resource), (EventRow.actor, actor)):
-        if wanted is not None:
-            query = query.where(column == wanted)
-    if since is not None:
-        query = query.where(EventRow.occurred_at >= _zoned(since))
-    if until is not None:
-        query = query.where(EventRow.occurred_at < _zoned(until))
-    with control.database.read() as session:
-        return [
+) -> LogEntryPage:
+    """List entries in the order of the log, from index ``start`` on; customers see those of their own tenant.
+
+    A page may be short, or empty, and have a ``next``: the search stops after a while, so that every answer comes soon.
+    """
+    filters = Filters(type, actor, tenant, node, lease, resource, outcome, text, _zoned(since), _zoned(until))
+    page = search(control, caller, filters, limit=limit, start=start, oldest_first=True)
+    return LogEntryPage(
+        entries=tuple(
             LogEntryInfo(
                 index=row.log_index,
                 id=row.leaf_id,
@@ -106,12 +119,43 @@ def entries(  # noqa: PLR0917  (each is a query parameter)
                 actor=row.actor,
                 tenant=row.tenant_ref,
                 resource=row.resource,
+                outcome=row.outcome,
+                evidence=row.evidence,
                 at=row.occurred_at,
             )
-            for row in session.scalars(query)
+            for row in page.rows
             if row.log_index is not None
-        ]
+        ),
+        next=page.left,
+    )
 
 
-def _zoned(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.astimezone()
+@router.get("/v1/log/entries/{index}")
+def entry(index: Annotated[int, Path(ge=0, le=2**53)], control: ControlDep, caller: Person) -> LogEntryDetail:
+    """Show one entry with its proof and what it commits to; customers see those of their own tenant."""
+    shown = entries_view.entry(control, caller, index)
+    return LogEntryDetail(
+        index=index,
+        leaf=shown.logged.leaf.decode("ascii"),
+        proof=shown.logged.proof,
+        committed=tuple(
+            CommittedInfo(
+                field=each.field,
+                mac=each.mac,
+                salt=b64encode(each.opening.salt) if each.opening is not None else None,
+                value=each.opening.value if each.opening is not None else None,
+            )
+            for each in shown.committed
+        ),
+    )
+
+
+@router.post("/v1/subjects/{subject}/erase")
+def erase(subject: Annotated[str, Path(max_length=80)], control: ControlDep, caller: Operator) -> ErasureInfo:
+    """Erase a tenant by its random id: what names it goes, what the log committed to can never be opened again. It cannot be undone."""
+    done = erasure.erase(control, caller, subject)
+    return ErasureInfo(subject=done.subject, values=done.values, leases=done.leases, index=done.index)
+
+
+def _zoned(moment: datetime | None) -> datetime | None:
+    return moment if moment is None or moment.tzinfo else moment.astimezone()

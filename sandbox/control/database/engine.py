@@ -86,6 +86,15 @@ class Database:
             raise UsageError("the database does not open", rule="database", seen=str(error.orig), wanted="a reachable database",
                              fix="check --data and --database") from error  # fmt: skip
 
+    def scrub(self) -> None:
+        """Cut what deleted rows left beside the tables: SQLite zeroes them in place and here truncates its journal.
+
+        PostgreSQL keeps dead rows until its own vacuum.
+        """
+        if self.is_sqlite:
+            with self._turn, self.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
@@ -116,7 +125,7 @@ def _parse(url: str) -> URL:
 def _prepare_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:  # noqa: ARG001  (SQLAlchemy's signature)
     if isinstance(connection, sqlite3.Connection):
         connection.isolation_level = None  # transactions begin where _begin_sqlite says, not where the driver guesses
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
 

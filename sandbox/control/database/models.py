@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -69,7 +70,7 @@ class PolicyRow(Base):
 
 
 class TenantRow(Base):
-    """A tenant. ``ref`` is the random id that stands in the public log in place of the name."""
+    """A tenant. ``ref`` is the random id that stands in the public log in place of the name; one that was erased keeps nothing else."""
 
     __tablename__ = "tenants"
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
@@ -78,6 +79,7 @@ class TenantRow(Base):
     policy_pinned: Mapped[bool] = mapped_column(default=False)
     quota: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
+    erased_at: Mapped[datetime | None]
 
 
 class PolicyChangeRow(Base):
@@ -216,20 +218,38 @@ class LeaseInputRow(Base):
     digest: Mapped[str] = mapped_column(String(71), primary_key=True, index=True)
 
 
+def _by(column: str) -> Index:
+    """Return the index that finds a column's value in the order of the log; what is not in the log yet costs it nothing."""
+    logged = text("log_index IS NOT NULL")
+    return Index(f"events_by_{column}", column, "log_index", sqlite_where=logged, postgresql_where=logged)
+
+
 class EventRow(Base):
-    """The outbox of the audit log, and its index once ``log_index`` is known."""
+    """The outbox of the audit log, and its index once ``log_index`` is known. The columns repeat what the leaf says, to be searched."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("events_resource", "resource", "id"), Index("events_tenant", "tenant_ref", "id"))
+    __table_args__ = tuple(map(_by, ("type", "actor", "tenant_ref", "resource", "outcome", "evidence", "occurred_at")))
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     leaf_id: Mapped[str] = mapped_column(String(64), unique=True)
     type: Mapped[str] = mapped_column(String(64))
     actor: Mapped[str] = mapped_column(String(64))
     tenant_ref: Mapped[str] = mapped_column(String(64))
     resource: Mapped[str] = mapped_column(String(80))
+    outcome: Mapped[str] = mapped_column(String(64))
+    evidence: Mapped[str | None] = mapped_column(String(96))
     occurred_at: Mapped[datetime]
     leaf: Mapped[bytes] = mapped_column(LargeBinary)
     log_index: Mapped[int | None] = mapped_column(BigInteger, unique=True)
+
+
+class CommittedRow(Base):
+    """What an entry of the log commits to: salt and value, sealed under the key of the subject that they are about."""
+
+    __tablename__ = "committed"
+    leaf_id: Mapped[str] = mapped_column(ForeignKey("events.leaf_id"), primary_key=True)
+    field: Mapped[str] = mapped_column(String(64), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(64), index=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class TransitionRow(Base):

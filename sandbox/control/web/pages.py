@@ -12,9 +12,10 @@ from fastapi.responses import RedirectResponse, Response
 
 from attestation.policy_change import PolicyChange
 from attestation.signing import b64decode
-from sandbox.control import nodes, tenant_policies, views
+from sandbox.control import entries, nodes, tenant_policies, views
 from sandbox.control.access import Caller, authenticate
 from sandbox.control.core import Control
+from sandbox.control.search import entry_types, search
 from sandbox.control.web import audit
 from sandbox.control.web.page import HEADERS, Console
 from sandbox.control.web.sessions import COOKIE, SESSION_SECONDS
@@ -111,18 +112,19 @@ def _audit_pages(router: APIRouter, console: Console) -> None:
     control = console.control
 
     @router.get("/audit")
-    def audit_list(request: Request, filters: Annotated[audit.AuditFilters, Depends()]) -> Response:
+    def audit_list(request: Request, form: Annotated[audit.AuditForm, Depends()]) -> Response:
 
         def view(caller: Caller) -> dict[str, object]:
-            entries = audit.audit_page(control, caller, filters)
-            shared = {name: value for name, value in vars(filters).items() if value and name != "before"}
-            older = f"/audit?{urlencode({**shared, 'before': entries[-1].index})}" if len(entries) == audit.PAGE else ""
+            page = search(control, caller, form.filters(), limit=audit.PAGE, start=form.start)
+            size = audit.log_size(control)
             return {
-                "entries": entries,
-                "older": older,
-                "filters": filters,
-                "types": audit.entry_types(control),
-                "log_size": audit.log_size(control),
+                "entries": page.rows,
+                "left": page.left,
+                "older": f"/audit?{urlencode({**form.chosen, 'before': page.left})}" if page.left else "",
+                "newest": f"/audit?{urlencode(form.chosen)}" if form.before else "",
+                "form": form,
+                "types": entry_types(control),
+                "log_size": size,
             }
 
         return console.page(request, "audit.html", "Audit log", view)
@@ -130,20 +132,29 @@ def _audit_pages(router: APIRouter, console: Console) -> None:
     @router.get("/audit/{index}")
     def entry_page(request: Request, index: EntryIndex) -> Response:
         def view(caller: Caller) -> dict[str, object]:
-            leaf = json.loads(audit.entry(control, caller, index).leaf)
-            return {"index": index, "pretty": json.dumps(leaf, indent=2, sort_keys=True), "vkey": control.vkey}
+            shown = entries.entry(control, caller, index)
+            leaf = json.loads(shown.logged.leaf)
+            return {
+                "index": index,
+                "leaf": leaf,
+                "pretty": json.dumps(leaf, indent=2, sort_keys=True),
+                "committed": shown.committed,
+                "vkey": control.vkey,
+            }
 
         return console.page(request, "entry.html", f"Entry {index}", view)
 
     @router.get("/audit/{index}/proof")
     def proof(request: Request, index: EntryIndex) -> Response:
         return console.download(
-            request, "text/plain", f"{index}.tlog-proof", lambda caller: audit.entry(control, caller, index).proof.encode()
+            request, "text/plain", f"{index}.tlog-proof", lambda caller: entries.entry(control, caller, index).logged.proof.encode()
         )
 
     @router.get("/audit/{index}/leaf")
     def leaf(request: Request, index: EntryIndex) -> Response:
-        return console.download(request, "application/json", f"{index}.json", lambda caller: audit.entry(control, caller, index).leaf)
+        return console.download(
+            request, "application/json", f"{index}.json", lambda caller: entries.entry(control, caller, index).logged.leaf
+        )
 
 
 async def _form(request: Request) -> dict[str, str]:
