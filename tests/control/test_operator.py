@@ -87,7 +87,7 @@ def test_a_change_is_in_the_log_with_who_and_the_difference(house: House) -> Non
         (sha256_digest(TIGHT), sha256_digest(POLICY)), (sha256_digest(POLICY), sha256_digest(TIGHT)), (None, sha256_digest(POLICY)),
     ]  # fmt: skip
     assert {row["actor"] for row in changes[:2]} == {ok(operator.get("/v1/whoami"))["token"]}
-    log = LogReader.from_dir(house.control.settings.log_folder)
+    log = LogReader(house.control.log_files)
     for row in changes:
         leaf = Leaf.from_bytes(log.extract([row["log_index"]]).entries[0].leaf)
         assert leaf.evidence is not None
