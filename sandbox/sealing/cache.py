@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.sealing.algorithms import SEGMENT_BYTES
-from sandbox.sealing.source import Source
+from sandbox.sealing.source import Source, Span, read_spans
 
 
 @dataclass
@@ -46,11 +47,21 @@ class CachedSource:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``, from the file or else from the source, which says what it raises."""
-        data = self._kept_piece(offset, length)
-        if data is None:
-            data = self._source.read_at(offset, length)
-            self._keep(offset, data)
-        return data
+        return self.read_spans([(offset, length)])[0]
+
+    def read_spans(self, spans: Sequence[Span]) -> list[bytes]:
+        """Return pieces that follow each other; what is not in the file is asked of the source as one for each gap."""
+        found = {at: self._kept_piece(at, length) for at, length in spans}
+        gap: list[Span] = []
+        for span in (*spans, None):
+            if span is not None and found[span[0]] is None:
+                gap.append(span)
+            elif gap:
+                for (at, _), data in zip(gap, read_spans(self._source, gap), strict=True):
+                    found[at] = data
+                    self._keep(at, data)
+                gap = []
+        return [data for data in found.values() if data is not None]
 
     def forget(self, offset: int) -> None:
         """Give up the piece from ``offset``, because it did not verify: the next read asks the source again."""

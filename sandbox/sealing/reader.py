@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from attestation.signing import VerifyKey
 from sandbox.errors import InputError, LimitError, NotFoundError, WrongKeyError
 from sandbox.sealing.algorithms import SEGMENT_BYTES, STREAM_HEADER_BYTES
+from sandbox.sealing.cache import CachedSource
 from sandbox.sealing.entries import Entry, Kind, shown
 from sandbox.sealing.format import MAX_HEADER_BYTES, Header, read_header
 from sandbox.sealing.index import read_index
 from sandbox.sealing.keys import DataKey, Identity
 from sandbox.sealing.segments import SegmentCache
-from sandbox.sealing.source import Source
+from sandbox.sealing.source import Source, Span, read_spans
 from sandbox.sealing.stream import Stream, iterate_stream, plain_size, segment_at
 from sandbox.sealing.table import Table
 
@@ -67,18 +68,19 @@ class BundleReader:
         limits: Limits | None = None,
         cached: int = 4,
         ahead: int = 0,
-        forget: Callable[[int], None] | None = None,
+        run: int = 1,
+        cache: CachedSource | None = None,
     ) -> None:
         """Read and check the header; ``signers`` of None accepts any signer, who can be read from ``header.signer``.
 
-        ``header`` is the ``Header.digest`` to insist on: for a source whose whole digest nobody has checked. ``forget(offset)`` of the
-        source is told of ciphertext that did not verify.
-
-        ``cached`` segments of 1 MiB are kept decrypted, and ``ahead`` are decrypted in the background on sequential reading.
+        ``header`` is the ``Header.digest`` to insist on: for a source whose whole digest nobody has checked. ``cache`` keeps the payload's
+        ciphertext; it is over the same source. ``cached`` segments of 1 MiB are kept decrypted, and ``ahead`` are decrypted in the
+        background on sequential reading, read ``run`` at a time.
 
         Raises ``BundleError`` (not a bundle, damaged), ``WrongKeyError``, and what the source raises.
         """
         self._source = source
+        self._cache = cache
         self._limits = limits or Limits()
         first = source.read_at(0, min(MAX_HEADER_BYTES, source.size))
         self.header = read_header(first)
@@ -95,8 +97,8 @@ class BundleReader:
         self.payload = Stream(self._key, beginning, self.header.payload_aad, plain_size(self.header.payload_size))
         self._entries: Table | None = None
         self._segments = SegmentCache(
-            self.payload, lambda at, length: source.read_at(offset + at, length), capacity=cached, ahead=ahead,
-            forget=None if forget is None else lambda at: forget(offset + at),
+            self.payload, self._read_payload, capacity=cached, ahead=ahead, run=run,
+            forget=None if cache is None else lambda at: cache.forget(offset + at),
         )  # fmt: skip
         self._lock = threading.Lock()
 
@@ -148,6 +150,11 @@ class BundleReader:
                 piece = bytes(plain[place : place + stop - position])
             position += len(piece)
             yield piece
+
+    def _read_payload(self, spans: Sequence[Span]) -> list[bytes]:
+        offset = self.header.payload_offset
+        placed = [(offset + at, length) for at, length in spans]
+        return read_spans(self._source, placed) if self._cache is None else self._cache.read_spans(placed)
 
     def _read_index(self) -> Table:
         header = self.header

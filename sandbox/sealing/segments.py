@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from sandbox.errors import BundleTamperedError
 from sandbox.sealing.algorithms import TAG_BYTES
+from sandbox.sealing.source import Span
 from sandbox.sealing.stream import Stream
 
 READ_AHEAD_THREADS = 4
@@ -22,21 +22,24 @@ class SegmentCache:
     def __init__(
         self,
         stream: Stream,
-        read_at: Callable[[int, int], bytes],
+        read_spans: Callable[[Sequence[Span]], list[bytes]],
         *,
         capacity: int,
         ahead: int = 0,
+        run: int = 1,
         forget: Callable[[int], None] | None = None,
     ) -> None:
         """Keep ``capacity`` segments of 1 MiB; decrypt ``ahead`` more in the background where somebody reads on and on.
 
-        ``read_at(offset, length)`` returns ciphertext within the stream; ``forget(offset)`` is told of a segment that did not verify.
+        ``read_spans`` returns the ciphertext of spans of the stream that follow each other; it is asked for ``run`` segments at once, where
+        a request costs more than a read. ``forget(offset)`` is told of a segment that did not verify.
         """
         self._stream = stream
-        self._read_at = read_at
+        self._read_spans = read_spans
         self._forget = forget
         self._capacity = max(capacity, ahead + 2)
         self._ahead = ahead
+        self._run = run
         self._pool = ThreadPoolExecutor(READ_AHEAD_THREADS, thread_name_prefix="read-ahead") if ahead else None
         self._lock = threading.Lock()
         self._futures: OrderedDict[int, Future[bytearray]] = OrderedDict()
@@ -44,24 +47,35 @@ class SegmentCache:
 
     def get(self, index: int) -> bytearray:
         """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError``, and what reading raises."""
-        claimed: list[tuple[int, Future[bytearray]]] = []
+        runs: list[dict[int, Future[bytearray]]] = []
         with self._lock:
             future, mine = self._claim(index)
             if index not in self._recent:
                 if self._pool is not None and index - 1 in self._recent:
-                    claimed = [(n, self._claim(n)[0]) for n in self._missing(index + 1)]
+                    runs = [{n: self._claim(n)[0] for n in numbers} for numbers in self._missing(index + 1)]
                 self._recent[index] = None
                 if len(self._recent) > READERS:
                     self._recent.popitem(last=False)
-        for number, promise in claimed:
+        for promises in runs:
             if self._pool is not None:
-                self._pool.submit(self._load, number, promise)
+                self._pool.submit(self._load, promises)
         if mine:
-            self._load(index, future)
+            self._load({index: future})
         return future.result()
 
-    def _missing(self, start: int) -> list[int]:
-        return [n for n in range(start, min(start + self._ahead, self._stream.segments)) if n not in self._futures]
+    def _missing(self, start: int) -> list[list[int]]:
+        """Return what is to be read ahead from ``start``, in runs; nothing while there is less than a whole run of it."""
+        stop = min(start + self._ahead, self._stream.segments)
+        wanted = [n for n in range(start, stop) if n not in self._futures]
+        if len(wanted) < self._run and stop < self._stream.segments:
+            return []
+        runs: list[list[int]] = []
+        for number in wanted:
+            if runs and runs[-1][-1] == number - 1 and len(runs[-1]) < self._run:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        return runs
 
     def close(self) -> None:
         """Forget everything and end the background threads."""
@@ -81,20 +95,31 @@ class SegmentCache:
             self._futures.popitem(last=False)
         return future, True
 
-    def _load(self, index: int, future: Future[bytearray]) -> None:
+    def _load(self, promises: dict[int, Future[bytearray]]) -> None:
+        """Read a run of segments at once, and decrypt one after the other."""
         try:
-            low, high = self._stream.sealed_span(index)
-            sealed = self._read_at(low, high - low)
-            out = bytearray(high - low - TAG_BYTES)
-            try:
-                self._stream.open_segment(index, sealed, memoryview(out))
-            except BundleTamperedError:
-                if self._forget is not None:
-                    self._forget(low)
-                raise
-            future.set_result(out)
+            sealed = self._read_spans([self._span(index) for index in promises])
         except BaseException as error:  # noqa: BLE001  (raised again by everybody who waits)
-            with self._lock:
-                if self._futures.get(index) is future:
-                    del self._futures[index]
-            future.set_exception(error)
+            for index, promise in promises.items():
+                self._fail(index, promise, error)
+            return
+        for (index, promise), data in zip(promises.items(), sealed, strict=True):
+            try:
+                out = bytearray(len(data) - TAG_BYTES)
+                self._stream.open_segment(index, data, memoryview(out))
+            except BaseException as error:  # noqa: BLE001  (as above)
+                if self._forget is not None:
+                    self._forget(self._span(index)[0])
+                self._fail(index, promise, error)
+            else:
+                promise.set_result(out)
+
+    def _fail(self, index: int, promise: Future[bytearray], error: BaseException) -> None:
+        with self._lock:
+            if self._futures.get(index) is promise:
+                del self._futures[index]
+        promise.set_exception(error)
+
+    def _span(self, index: int) -> Span:
+        low, high = self._stream.sealed_span(index)
+        return low, high - low

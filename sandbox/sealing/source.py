@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from sandbox.errors import BundleError
+
+Span = tuple[int, int]
+"""Where a piece starts, and its length."""
 
 
 class Source(Protocol):
@@ -22,6 +25,13 @@ class Source(Protocol):
     def read_at(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``offset``. Raises ``BundleError`` if there are fewer."""
         ...
+
+
+def read_spans(source: Source, spans: Sequence[Span]) -> list[bytes]:
+    """Return pieces that follow each other, read as one."""
+    start, total = spans[0][0], sum(length for _, length in spans)
+    data = source.read_at(start, total)
+    return [data] if len(spans) == 1 else [data[at - start : at - start + length] for at, length in spans]
 
 
 class FileSource:

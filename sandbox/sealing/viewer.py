@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -34,14 +35,15 @@ from sandbox.sealing.cache import CachedSource
 from sandbox.sealing.keys import DataKey
 from sandbox.sealing.mountinfo import is_mounted, source_name
 from sandbox.sealing.reader import BundleReader
-from sandbox.sealing.remote import HttpSource, content_url
 from sandbox.sealing.source import FileSource, Source
 from sandbox.sealing.view import View
 
 CACHED_SEGMENTS = 24
 """Decrypted segments kept in memory, 1 MiB each; the kernel's page cache keeps what was read besides."""
 READ_AHEAD_SEGMENTS = 4
-REMOTE_READ_AHEAD_SEGMENTS = 8
+REMOTE_READ_AHEAD_SEGMENTS = 16
+REMOTE_RUN_SEGMENTS = 4
+"""Segments that one request asks for: answering a request costs a server as much as sending some of them."""
 READ_AHEAD_KIB = 1024
 THREADS = 10
 MAX_TOLD = 1000
@@ -91,11 +93,11 @@ class _Teller:
 def serve(order: dict[str, Any], tell: _Teller) -> None:
     """Serve one view until it is unmounted. Raises ``SealrigError`` for a bundle that does not verify, ``RuntimeError`` from libfuse."""
     with contextlib.ExitStack() as stack:
-        source, forget, ahead = _source(order, stack)
+        source, cache, ahead, run = _source(order, stack)
         signers = None if order["signers"] is None else [VerifyKey.from_text(text) for text in order["signers"]]
         reader = BundleReader(
             source, DataKey(b64decode(order["key"])), signers=signers, header=order["header"], cached=CACHED_SEGMENTS, ahead=ahead,
-            forget=forget,
+            run=run, cache=cache,
         )  # fmt: skip
         stack.callback(reader.close)
         view = _Operations(reader, owner=(order["owner"][0], order["owner"][1]), tell=tell)
@@ -113,16 +115,18 @@ def serve(order: dict[str, Any], tell: _Teller) -> None:
         )  # fmt: skip
 
 
-def _source(order: dict[str, Any], stack: contextlib.ExitStack) -> tuple[Source, Any, int]:
-    """Return where the ciphertext comes from, who is to forget a piece that did not verify, and how far to read ahead."""
+def _source(order: dict[str, Any], stack: contextlib.ExitStack) -> tuple[Source, CachedSource | None, int, int]:
+    """Return where the ciphertext comes from, what keeps it, how far to read ahead, and how much at once."""
     if "file" in order["source"]:
-        return stack.enter_context(FileSource(Path(order["source"]["file"]))), None, READ_AHEAD_SEGMENTS
+        return stack.enter_context(FileSource(Path(order["source"]["file"]))), None, READ_AHEAD_SEGMENTS, 1
+    from sandbox.sealing.remote import HttpSource, content_url
+
     remote = order["source"]
     source = HttpSource(content_url(remote["server"], remote["digest"]), remote["token"], remote["digest"], patience=remote["patience"])
     stack.callback(source.close)
     cached = CachedSource(source, Path(remote["cache"]), remote["limit"])
     stack.callback(cached.close)
-    return cached, cached.forget, REMOTE_READ_AHEAD_SEGMENTS
+    return source, cached, REMOTE_READ_AHEAD_SEGMENTS, REMOTE_RUN_SEGMENTS
 
 
 def _widen_read_ahead(folder: Path) -> None:
@@ -141,6 +145,8 @@ def _widen_read_ahead(folder: Path) -> None:
 def main() -> None:
     """Be the file-system process."""
     tell = _Teller()
+    if not select.select([sys.stdin], [], [], 0)[0]:
+        import sandbox.sealing.remote  # noqa: F401  (nobody waits yet: what only a bundle on a server needs is ready too)
     line = sys.stdin.readline(_MAX_ORDER_BYTES)
     if not line:
         return

@@ -128,13 +128,23 @@ def test_the_header_of_another_bundle_under_the_same_key_is_refused(server, open
         BundleReader(opened(), key, header="sha256:" + "0" * 64)
 
 
+def test_reading_on_and_on_asks_for_several_segments_at_once(server, opened, sealed, tmp_path, alice):
+    cached = CachedSource(opened(), tmp_path / "cache", 64 * SEGMENT_BYTES)
+    reader = BundleReader(cached, alice, cached=24, ahead=16, run=4, cache=cached)
+    assert b"".join(reader.read("weights")) == sealed[2]
+    reader.close()
+    assert len(server.asked) <= 12
+    assert server.sent < len(sealed[0]) + 2 * SEGMENT_BYTES
+    cached.close()
+
+
 # ---- the cache
 
 
 def test_a_second_read_comes_from_the_file(server, opened, sealed, tmp_path, alice):
     cached = CachedSource(opened(), tmp_path / "cache", 64 * SEGMENT_BYTES)
     for _ in range(2):
-        reader = BundleReader(cached, alice, forget=cached.forget)
+        reader = BundleReader(cached, alice, cache=cached)
         assert b"".join(reader.read("weights")) == sealed[2]
         reader.close()
     assert server.sent < len(sealed[0]) + 2 * SEGMENT_BYTES
@@ -145,7 +155,7 @@ def test_a_second_read_comes_from_the_file(server, opened, sealed, tmp_path, ali
 
 def test_the_file_never_grows_beyond_its_bound_and_what_was_not_used_goes_first(server, opened, sealed, tmp_path, alice):
     cached = CachedSource(opened(), tmp_path / "cache", 5 * SEGMENT_BYTES)
-    reader = BundleReader(cached, alice, cached=2, forget=cached.forget)
+    reader = BundleReader(cached, alice, cached=2, cache=cached)
     assert b"".join(reader.read("weights")) == sealed[2]
     assert (tmp_path / "cache").stat().st_size <= 5 * SEGMENT_BYTES
     before = server.sent
@@ -158,7 +168,7 @@ def test_the_file_never_grows_beyond_its_bound_and_what_was_not_used_goes_first(
 
 def test_what_did_not_verify_is_asked_for_again(server, opened, sealed, tmp_path, alice):
     cached = CachedSource(opened(), tmp_path / "cache", 64 * SEGMENT_BYTES)
-    reader = BundleReader(cached, alice, cached=2, forget=cached.forget)
+    reader = BundleReader(cached, alice, cached=2, cache=cached)
     list(reader.read("weights"))
     raw = bytearray((tmp_path / "cache").read_bytes())
     (tmp_path / "cache").write_bytes(bytes(len(raw)))  # the disk lost it all
@@ -180,7 +190,7 @@ def test_a_full_disk_costs_the_cache_and_no_read(opened, sealed, tmp_path, alice
         return real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    reader = BundleReader(cached, alice, cached=2, forget=cached.forget)
+    reader = BundleReader(cached, alice, cached=2, cache=cached)
     assert b"".join(reader.read("weights")) == sealed[2]
     assert b"".join(reader.read("weights")) == sealed[2]
     cached.close()
@@ -188,7 +198,7 @@ def test_a_full_disk_costs_the_cache_and_no_read(opened, sealed, tmp_path, alice
 
 def test_many_readers_of_a_small_cache_each_get_their_own_bytes(opened, sealed, tmp_path, alice):
     cached = CachedSource(opened(), tmp_path / "cache", 3 * SEGMENT_BYTES)
-    reader = BundleReader(cached, alice, cached=2, forget=cached.forget)
+    reader = BundleReader(cached, alice, cached=2, cache=cached)
 
     def read(seed: int) -> bool:
         start = random.Random(seed).randrange(WEIGHTS - 1000)
