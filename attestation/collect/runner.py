@@ -1,6 +1,7 @@
-"""The digest of the program that runs: every installed file of its packages, the interpreter, and its dependencies' versions.
+"""The digest of the program that runs: every installed file of its packages and of all dependencies, and the interpreter's version.
 
-Two machines that installed the same release with the same extras from the same lock file get the same digest.
+Two machines of one kind that installed the same release with the same extras from the same lock file get the same digest. What installers
+write about themselves, and compiled caches, are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from attestation.errors import AttestationError
 
 DISTRIBUTION = "sealrig"
 PACKAGES = ("attestation", "policies", "sandbox")
+EXTRAS = frozenset({"node", "nvidia", "opencl", "mount"})
+"""What a node may have installed beside the base; the server's and the tests' things are not the runner's."""
+_EXTRA = re.compile(r"""\bextra\s*==\s*['"]([\w-]+)['"]""")
+_READ_AT_RUN_TIME = frozenset({"METADATA", "entry_points.txt"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -27,8 +32,11 @@ def runner_digest() -> tuple[str, str]:
     fields = [platform.python_implementation().encode(), platform.python_version().encode()]
     for package in PACKAGES:
         fields += [package.encode(), tree_digest(package_root(package))]
-    fields += [f"{name}=={version}".encode() for name, version in sorted(_versions().items())]
-    return f"sha256:{bind('sealrig/runner/v1', *fields).hex()}", _versions().get(DISTRIBUTION, "unversioned")
+    installed = _distributions()
+    for name, distribution in sorted(installed.items()):
+        fields += [f"{name}=={distribution.version}".encode(), b"" if name == DISTRIBUTION else distribution_digest(distribution)]
+    own = installed.get(DISTRIBUTION)
+    return f"sha256:{bind('sealrig/runner/v2', *fields).hex()}", "unversioned" if own is None else own.version
 
 
 def package_root(package: str) -> Path:
@@ -56,10 +64,37 @@ def tree_digest(root: Path) -> bytes:
     return bind("sealrig/tree/v1", *fields)
 
 
+def distribution_digest(distribution: metadata.Distribution) -> bytes:
+    """Return 32 bytes over the names and bytes of a dependency's installed files; empty where nothing says which those are.
+
+    Raises ``AttestationError`` where one of them cannot be read.
+    """
+    if distribution.files is None:
+        return b""
+    fields: list[bytes] = []
+    for path in sorted(distribution.files, key=str):
+        # Scripts hold the folder they were installed into; of what describes the package only what the program reads counts.
+        described = path.parts[0].endswith(".dist-info") and path.name not in _READ_AT_RUN_TIME
+        if ".." in path.parts or "__pycache__" in path.parts or described:
+            continue
+        try:
+            with open(path.locate(), "rb") as file:  # noqa: PTH123  (SimplePath has no open)
+                fields += [str(path).encode(), hashlib.file_digest(file, "sha256").digest()]
+        except OSError as error:
+            raise AttestationError(
+                f"a file of {distribution.metadata['Name']} cannot be read",
+                rule="runner",
+                seen=f"{path}: {error.strerror}",
+                wanted="every installed file",
+                fix="install sealrig again",
+            ) from error
+    return bind("sealrig/distribution/v1", *fields)
+
+
 @functools.cache
-def _versions() -> dict[str, str]:
-    """Return the versions of the distribution and of all that it needs, as far as installed."""
-    found: dict[str, str] = {}
+def _distributions() -> dict[str, metadata.Distribution]:
+    """Return the distribution and all that it needs on a node, as far as installed, by name."""
+    found: dict[str, metadata.Distribution] = {}
     wanted = [DISTRIBUTION]
     while wanted:
         name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
@@ -69,6 +104,10 @@ def _versions() -> dict[str, str]:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        found[name] = distribution.version
-        wanted += [match[0] for line in distribution.requires or () if (match := _NAME.match(line))]
+        found[name] = distribution
+        extras = EXTRAS if name == DISTRIBUTION else frozenset()
+        for line in distribution.requires or ():
+            extra = _EXTRA.search(line)
+            if (extra is None or extra[1] in extras) and (match := _NAME.match(line)):
+                wanted.append(match[0])
     return found

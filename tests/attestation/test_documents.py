@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from attestation.appraisal import Level, Submod, level_of
 from attestation.canonical import canonical_json
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, Certificate, build_certificate, verify_certificate
 from attestation.collect import collect
-from attestation.collect.runner import PACKAGES, package_root, runner_digest, tree_digest
+from attestation.collect.runner import PACKAGES, distribution_digest, package_root, runner_digest, tree_digest
 from attestation.errors import AttestationError, FormatError, SignatureError, VerificationError
 from attestation.grant import Grant, grant_info
 from attestation.run import RunRecord
@@ -290,6 +291,29 @@ def test_names_contents_and_places_change_the_tree_digest(tmp_path):
         make({"a.py": "1", "b/c.py": "2", "data.yaml": ""}),
     ]
     assert len({first, *others}) == 5
+
+
+def test_a_dependencys_files_count_wherever_it_is_installed(tmp_path):
+    def installed(place, **files):
+        root, info = tmp_path / place, tmp_path / place / "thing-1.0.dist-info"
+        known = {"thing.py": "1", "thing-1.0.dist-info/METADATA": "Name: thing\nVersion: 1.0\n", "thing-1.0.dist-info/INSTALLER": place}
+        known |= {"thing/__pycache__/x.pyc": place, "../bin/thing": f"#!/{place}"} | {
+            name.replace("__", "/"): text for name, text in files.items()
+        }
+        for name, text in known.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        (info / "RECORD").write_text("".join(f"{name},,\n" for name in known))
+        return PathDistribution(info)
+
+    first = distribution_digest(installed("one/site"))
+    assert distribution_digest(installed("two/site")) == first
+    assert distribution_digest(installed("three/site", **{"thing.py": "2"})) != first
+    assert distribution_digest(installed("four/site", **{"more.py": ""})) != first
+    broken = installed("five/site")
+    (tmp_path / "five" / "site" / "thing.py").unlink()
+    with pytest.raises(AttestationError, match="thing cannot be read"):
+        distribution_digest(broken)
 
 
 # ---- appraisal and steps
