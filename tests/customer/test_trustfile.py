@@ -7,6 +7,7 @@ from attestation.trust import Trust
 from policies.strictyaml import load_yaml
 from sandbox.customer.trustfile import draft_trust, explain_trust, load_trust
 from sandbox.errors import InputError, NotFoundError
+from tests.conftest import ROOT
 from tests.customer.fakes import LOG_KEY, NODE, NODE_KEY, now_text, trust
 
 
@@ -98,3 +99,14 @@ def test_hardware_sections_are_told_in_words():
     assert "RTMR1" in words["tdx"]
     assert "590.12" in words["gpu"]
     assert dict(explain_trust(trust()))["gpu"].startswith("nothing is listed")
+
+
+def test_the_documented_trust_file_is_one(tmp_path):
+    """Every key that the documentation shows is a key of the format, and the other way round for what hardware must show."""
+    text = (ROOT / "docs" / "attestation.md").read_text(encoding="utf-8")
+    block = next(part for part in text.split("```yaml\n")[1:] if "kind: Trust" in part).partition("```")[0]
+    spec = Trust.from_tree(load_yaml(block.encode())).spec
+    assert spec.gpu.status_max_age
+    for section in (spec.tpm, spec.snp, spec.tdx, spec.gpu):
+        for name, field in type(section).model_fields.items():
+            assert name in section.model_fields_set or str(field.alias) in text, name
