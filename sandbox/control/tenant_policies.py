@@ -38,7 +38,9 @@ def show_policy(control: Control, tenant: str) -> PolicyInfo:
 def list_policies(control: Control) -> list[PolicyInfo]:
     """Return every tenant's policy, by tenant."""
     with control.database.read() as session:
-        return [_info(session, row) for row in session.scalars(select(TenantRow).order_by(TenantRow.name))]
+        return [
+            _info(session, row) for row in session.scalars(select(TenantRow).where(TenantRow.erased_at.is_(None)).order_by(TenantRow.name))
+        ]
 
 
 def _info(session: Session, tenant: TenantRow) -> PolicyInfo:
@@ -180,6 +182,8 @@ def follow_default(control: Control) -> None:
     """Bind the server's default policy to the tenants that follow it, where it has changed since the last start."""
     default = control.settings.policy
     with control.database.write() as session:
-        for row in session.scalars(select(TenantRow).where(TenantRow.policy_pinned.is_(False), TenantRow.policy != default.digest)):
+        for row in session.scalars(
+            select(TenantRow).where(TenantRow.policy_pinned.is_(False), TenantRow.erased_at.is_(None), TenantRow.policy != default.digest)
+        ):
             _bind(control, session, row, default, actor=SERVER, pinned=False)
     control.acknowledge()

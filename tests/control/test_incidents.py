@@ -40,7 +40,7 @@ def test_an_incident_is_seen_in_the_history_the_log_and_the_receipt(house: House
     info = customer.lease(lease)
     assert info["state"] == "running"
     assert info["history"][-1]["detail"] == f"incident: input {BUNDLE}: segment 7 did not verify (bundle-tampered)"
-    leaf = Leaf.from_bytes(dict(LogReader.from_dir(house.control.settings.log_folder).entries(0, 1000))[info["history"][-1]["log_index"]])
+    leaf = Leaf.from_bytes(dict(LogReader(house.control.log_files).entries(0, 1000))[info["history"][-1]["log_index"]])
     assert (leaf.type, leaf.outcome, leaf.actor_ref, leaf.resource_ref) == ("lease.incident", "input-unverified", node.id, lease)
     assert leaf.evidence is not None
     assert leaf.evidence.digest == envelope.digest

@@ -15,12 +15,13 @@ from attestation.signing import b64decode
 from sandbox.control import entries, nodes, tenant_policies, views
 from sandbox.control.access import Caller, authenticate
 from sandbox.control.core import Control
+from sandbox.control.erasure import ERASED
 from sandbox.control.search import entry_types, search
 from sandbox.control.web import audit
 from sandbox.control.web.page import HEADERS, Console
 from sandbox.control.web.sessions import COOKIE, SESSION_SECONDS
 from sandbox.errors import AuthenticationError, InputError
-from sandbox.lifecycle import LeaseState
+from sandbox.lifecycle import TERMINAL, LeaseState
 from sandbox.model import LeaseId
 
 MAX_FORM_BYTES = 4096
@@ -99,7 +100,7 @@ def _lease_pages(router: APIRouter, console: Console) -> None:
 
     @router.get("/leases/{lease}")
     def lease_page(request: Request, lease: LeaseId) -> Response:
-        return console.page(request, "lease.html", "Lease", lambda caller: {"lease": views.show_lease(control, caller, lease)})
+        return console.page(request, "lease.html", "Lease", lambda caller: _lease(control, caller, lease))
 
     @router.get("/leases/{lease}/receipt")
     def receipt(request: Request, lease: LeaseId) -> Response:
@@ -166,6 +167,11 @@ async def _form(request: Request) -> dict[str, str]:
             return {}
     fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
     return {name: values[0] for name, values in fields.items()}
+
+
+def _lease(control: Control, caller: Caller, lease: str) -> dict[str, object]:
+    info = views.show_lease(control, caller, lease)
+    return {"lease": info, "ended": info.state in TERMINAL, "erased": info.image == ERASED}
 
 
 def _state(text: str) -> LeaseState | None:
