@@ -12,8 +12,9 @@ from attestation.errors import FormatError, LogError
 from attestation.log.errors import ForkError, HistoryError, LogFetchError, NoteError, NoteSignatureError, TileError
 from attestation.log.files import sync_folder
 from attestation.log.history import require_extends
+from attestation.log.keychain import KeyChain
 from attestation.log.leaf import Leaf
-from attestation.log.note import COSIGNATURE, Checkpoint, NoteVerifier, open_checkpoint
+from attestation.log.note import COSIGNATURE, Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
 from attestation.log.tiles import TILE_WIDTH, Edge
 from attestation.merkle import leaf_hash
@@ -102,17 +103,21 @@ class Watch:
         """Look once: return what to remember and what to be alarmed about. Never goes back behind ``state``."""
         try:
             note = reader.checkpoint()
-            checkpoint, signed = open_checkpoint(note, self.keys)
+            chain = KeyChain.follow(reader, self.keys)
+            checkpoint, signed = chain.open(note)
             if state.note:
-                require_extends(reader, state.note, note, self.keys)
+                require_extends(reader, state.note, note, chain.keys)
             fresh = _follow(reader, state, checkpoint)
+            chain.require_logged(reader, checkpoint.size)
         except LogError as error:
             return state, [_alarm(error), *self._stale(state, now)]
         if not state.note or checkpoint.size != state.size:
             fresh = replace(fresh, since=now)
         fresh = replace(fresh, note=note)
         stated = [
-            moment for key, moment in signed.verify((*self.keys, *self.witnesses)).items() if key.kind == COSIGNATURE and moment is not None
+            moment
+            for key, moment in signed.verify((*chain.keys, *self.witnesses)).items()
+            if key.kind == COSIGNATURE and moment is not None
         ]
         alarms = []
         if len(stated) < self.quorum:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 import structlog
 
 from attestation.log.commitments import SubjectKeys
-from attestation.log.note import NoteVerifier
+from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note, NoteVerifier
 from attestation.log.quorum import Quorum
-from attestation.log.reader import LogReader
+from attestation.log.reader import CHECKPOINT, LogReader
 from attestation.log.source import Source
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
@@ -76,8 +76,8 @@ def open_control(settings: ControlSettings, *, now: Clock = utc_now) -> Iterator
         database.migrate()
         store = open_store(settings)
         key = _log_key(settings)
-        origin = settings.log_origin or f"sealrig.local/{key.public.key_id}"
         places = log_places(settings.data, settings.log_state, settings.log_lock, settings.log_tiles)
+        origin = _origin(settings, places.source(), key)
         quorum = None
         if settings.witnesses.witnesses:
             quorum = Quorum(LogReader(places.source()), settings.witnesses)
@@ -98,6 +98,14 @@ def _log_key(settings: ControlSettings) -> SigningKey:
                              fix="restore log.key from a backup; another key would be another log")  # fmt: skip
         SigningKey.generate().save(path)
     return SigningKey.load(path)
+
+
+def _origin(settings: ControlSettings, log_files: Source, key: SigningKey) -> str:
+    """Return the log's name: that of the log that is there, for its first key may have been exchanged since."""
+    if settings.log_origin:
+        return settings.log_origin
+    shown = log_files.read(CHECKPOINT, MAX_NOTE_BYTES)
+    return Checkpoint.parse(Note.parse(shown).text).origin if shown is not None else f"sealrig.local/{key.public.key_id}"
 
 
 @contextlib.contextmanager

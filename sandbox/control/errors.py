@@ -72,7 +72,7 @@ class ChecksumError(UploadError):
 
 def storage_error(error: BaseException, part: str) -> StorageError:
     """Return the error that tells a caller of a failure below ``part`` without naming paths on the server."""
-    if (isinstance(error, OSError) and error.errno in _FULL) or "disk is full" in str(error):
+    if (isinstance(error, OSError) and error.errno in _FULL) or "disk is full" in str(error) or "No space left" in str(error):
         return StorageFullError(f"{part} is full", rule="storage", seen="no space left", wanted="free space",
                                 fix="the operator must free space; then try again")  # fmt: skip
     return StorageError(f"{part} did not answer as it should", rule="storage", seen=type(error).__name__, wanted="a durable write",

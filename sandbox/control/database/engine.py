@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -23,14 +22,16 @@ from sandbox.control.errors import storage_error
 from sandbox.errors import UsageError
 
 BUSY_SECONDS = 15
+_WRITER = 0x5EA1C0DE  # names the write lock among other programs' advisory locks in the database
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Database:
     """Reading and writing sessions.
 
-    A commit is durable when it returns: SQLite runs in WAL mode with ``synchronous=FULL``. On SQLite a writing session takes the
-    one write lock when it begins, so that it never fails half-way because another writer came first.
+    A commit is durable when it returns: SQLite runs in WAL mode with ``synchronous=FULL``, PostgreSQL sessions with
+    ``synchronous_commit`` on. A writing session takes the one write lock when it begins, on both: so it never fails half-way because
+    another writer came first, what it read stays true, and events are committed in the order of their ids, which is that of the log.
     """
 
     def __init__(self, url: str) -> None:
@@ -45,13 +46,17 @@ class Database:
                 event.listen(self.engine, "connect", _prepare_sqlite)
                 event.listen(self.engine, "begin", _begin_sqlite)
             else:
-                self.engine = create_engine(self.url, pool_size=16, max_overflow=16, pool_pre_ping=True)
+                self.engine = create_engine(
+                    self.url, connect_args={"options": "-c synchronous_commit=on"}, pool_size=16, max_overflow=16, pool_pre_ping=True
+                )
+                event.listen(self.engine, "begin", _begin_postgres)
         except (ModuleNotFoundError, ArgumentError) as error:
             raise UsageError("the database cannot be used", rule="database", seen=self.url.drivername, wanted="sqlite or postgresql",
                              fix="install the driver, or correct --database") from error  # fmt: skip
         self._writer: Engine = self.engine.execution_options(sealrig_write=True)
-        # SQLite has one writer at a time and lets the others poll for their turn; here they queue instead.
-        self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        # SQLite has one writer at a time and lets the others poll for their turn; here they queue instead, and on PostgreSQL take no
+        # connection while they do.
+        self._turn = threading.Lock()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -119,6 +124,14 @@ def _parse(url: str) -> URL:
             wanted="sqlite or postgresql",
             fix="correct --database",
         )
+    if parsed.password:
+        raise UsageError(
+            "a database's password does not belong into its URL",
+            rule="database-password",
+            seen=f"a password for {parsed.host}",
+            wanted="a URL without a password: others see the command line",
+            fix="put it into a file of mode 0600 that PGPASSFILE names, or into ~/.pgpass",
+        )
     return parsed
 
 
@@ -127,6 +140,11 @@ def _prepare_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) ->
         connection.isolation_level = None  # transactions begin where _begin_sqlite says, not where the driver guesses
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_postgres(connection: Connection) -> None:
+    if connection.get_execution_options().get("sealrig_write", False):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER})")
 
 
 def _begin_sqlite(connection: Connection) -> None:
