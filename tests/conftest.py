@@ -97,7 +97,7 @@ def s3_endpoint() -> Iterator[str]:
 def s3_bucket(s3_endpoint: str) -> Bucket:
     """An empty bucket for a log."""
     name = f"log-{os.urandom(6).hex()}"
-    assert httpx.put(f"{s3_endpoint}/{name}").is_success
+    assert httpx.put(f"{s3_endpoint}/{name}", timeout=60).is_success
     options = {"endpoint": s3_endpoint, "region": "us-east-1", "access_key_id": "key", "secret_access_key": "secret"}
     return Bucket(name, "some/prefix", {**options, "client_options": {"allow_http": True}, "retry_config": {"max_retries": 1}})
 

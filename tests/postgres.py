@@ -69,6 +69,11 @@ class PostgresServer:
             else:
                 return
 
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """End it as a power cut would: the server and all of its sessions at once."""
         assert self._process is not None

@@ -19,7 +19,6 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("get", "/metrics"): OPEN,
     ("get", "/log/checkpoint"): OPEN,
     ("get", "/log/vkey"): OPEN,
-    ("get", "/log/keys/{number}"): OPEN,
     ("get", "/log/tile/{path}"): OPEN,
     ("get", "/log/keys/{number}"): OPEN,
     ("options", "/v1/uploads"): OPEN,

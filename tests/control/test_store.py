@@ -22,7 +22,7 @@ ONE, TWO = "blake3:" + "1" * 64, "blake3:" + "2" * 64
 
 def s3_settings(folder: Path, endpoint: str) -> ControlSettings:
     bucket = f"bundles-{os.urandom(4).hex()}"
-    assert httpx.put(f"{endpoint}/{bucket}").is_success
+    assert httpx.put(f"{endpoint}/{bucket}", timeout=60).is_success
     credentials = folder / CREDENTIALS
     credentials.write_text('{"access_key_id": "key", "secret_access_key": "secret"}')
     credentials.chmod(0o600)
