@@ -9,10 +9,11 @@ import pytest
 from attestation.errors import LogError
 from attestation.history import LogHistory, node_history, noted_end
 from attestation.log.leaf import DocumentRef, Leaf
-from attestation.log.note import NoteVerifier
+from attestation.log.note import COSIGNATURE, Note, NoteVerifier, cosign
 from attestation.log.places import LogPlaces
 from attestation.log.reader import LogReader
 from attestation.log.writer import LogWriter
+from attestation.signing import SigningKey
 from tests.attestation.leases import AT, DSSE, LEASE, LOG_KEY, NODE, ORIGIN, OTHER_KEY, TOKEN, trust
 
 OTHER_NODE = "node-" + "1" * 32
@@ -87,3 +88,28 @@ def test_a_log_by_another_key_or_with_a_changed_entry_is_refused(log):
     bundle.write_bytes(raw.replace(OTHER_NODE.encode(), NODE.encode(), 1))
     with pytest.raises(LogError):
         LogHistory(trust()).of(NODE, LogReader.from_dir(log))
+
+
+def test_the_witnesses_that_the_trust_file_wants_must_have_cosigned(log):
+    """Without them the log's own key could show this customer another history than everybody else."""
+    one = NoteVerifier("w.example", OTHER_KEY.public, COSIGNATURE)
+    wanted = trust(witnesses=[one.text], witnessQuorum=1)
+    with pytest.raises(LogError) as caught:
+        LogHistory(wanted).of(NODE, LogReader.from_dir(log))
+    assert caught.value.details["rule"] == "log-witnesses"
+    place = log / "log" / "checkpoint"
+    note = Note.parse(place.read_text())
+    place.chmod(0o644)
+    place.write_text(Note(note.text, (*note.signatures, cosign(note.text, "w.example", OTHER_KEY, 5000))).whole)
+    assert len(LogHistory(wanted).of(NODE, LogReader.from_dir(log)).wipes) == 200
+    stranger = NoteVerifier("w.example", SigningKey.generate().public, COSIGNATURE)
+    with pytest.raises(LogError):
+        LogHistory(trust(witnesses=[stranger.text], witnessQuorum=1)).of(NODE, LogReader.from_dir(log))
+
+
+def test_what_was_read_is_kept_between_runs(log, tmp_path):
+    file = tmp_path / "state" / "log.db"
+    first = LogHistory(trust(), file)
+    before = first.of(NODE, LogReader.from_dir(log))
+    first.close()
+    assert LogHistory(trust(), file).of(NODE, LogReader.from_dir(log)) == before
