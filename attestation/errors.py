@@ -19,12 +19,13 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Step:
-    """One numbered check: its name, whether it held, what was seen and what was wanted."""
+    """One numbered check: its name, whether it held, what was seen, what was wanted and, where it failed, what to change."""
 
     step: str
     ok: bool
     seen: str
     wanted: str
+    fix: str = ""
 
     @property
     def detail(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NoReturn
 
 from attestation.errors import AttestationError, Step, VerificationError
@@ -14,7 +15,6 @@ class Steps:
         """``subject`` names in errors what is verified, for example ``the evidence``."""
         self._subject = subject
         self._steps: list[Step] = []
-        self._fixes: dict[str, str] = {}
 
     @property
     def all(self) -> tuple[Step, ...]:
@@ -23,9 +23,7 @@ class Steps:
 
     def check(self, step: str, *, ok: bool, seen: object, wanted: object, fix: str = "") -> bool:
         """Record one step and return whether it held."""
-        self._steps.append(Step(step, ok, str(seen), str(wanted)))
-        if not ok and fix:
-            self._fixes[step] = fix
+        self._steps.append(Step(step, ok, str(seen), str(wanted), "" if ok else fix))
         return ok
 
     def need(self, step: str, *, ok: bool, seen: object, wanted: object, fix: str = "") -> None:
@@ -47,7 +45,7 @@ class Steps:
 
     def absorb(self, steps: tuple[Step, ...], prefix: str = "") -> None:
         """Take over the steps of a verification that was part of this one."""
-        self._steps += [Step(f"{prefix}{step.step}", step.ok, step.seen, step.wanted) for step in steps]
+        self._steps += [replace(step, step=f"{prefix}{step.step}") for step in steps]
 
     def finish(self) -> None:
         """Raise ``VerificationError`` unless there are steps and all of them held; the error names the first that failed."""
@@ -63,5 +61,5 @@ class Steps:
             rule=first.step,
             seen=first.seen,
             wanted=first.wanted,
-            fix=self._fixes.get(first.step, f"see what is wanted at {', '.join(step.step for step in failed) or 'each step'}"),
+            fix=first.fix or (f"see what is wanted at {', '.join(step.step for step in failed) or 'each step'}"),
         )

@@ -42,7 +42,8 @@ def grade(trust: Trust | None, envelope: Envelope, expected: Expected, *, at: da
         return Grade(
             Level.SOFTWARE,
             tuple(
-                Denial(rule=f"evidence-{step.step}"[:100], seen=step.seen[:500], wanted=step.wanted[:500], fix=fix[:500]) for step in failed
+                Denial(rule=f"evidence-{step.step}"[:100], seen=step.seen[:500], wanted=step.wanted[:500], fix=(step.fix or fix)[:500])
+                for step in failed
             ),
         )
     except AttestationError as error:

@@ -272,7 +272,7 @@ class ReleaseAgent:
         return Decision(lease, granted=True, level=level, reasons=(), steps=candidate.steps)
 
     def _refuse(self, lease: str, failed: list[Step], steps: tuple[Step, ...], fix: str) -> Decision:
-        reasons = tuple(Denial(rule=step.step, seen=step.seen, wanted=step.wanted, fix=fix) for step in failed[:64])
+        reasons = tuple(Denial(rule=step.step, seen=step.seen, wanted=step.wanted, fix=step.fix or fix) for step in failed[:64])
         refusal = Refusal(reasons=reasons)
         self._state.remember(lease, "refusal", refusal.model_dump_json().encode())
         self._state.record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,12 +14,14 @@ from cryptography.x509 import ocsp
 
 from attestation.appraisal import Level, Submod, level_of
 from attestation.errors import AttestationError, FormatError, VerificationError
+from attestation.signing import b64encode
 from attestation.steps import Steps
 from attestation.verify.certificates import load_chain
 from attestation.verify.nvidia import GpuRules, check_distinct, verify_gpu
 from attestation.verify.nvidia_identity import gpu_identity
 from attestation.verify.nvidia_report import parse_gpu_report
 from attestation.verify.ocsp import load_ocsp
+from attestation.verify.single import verify_single
 from attestation.verify.statuses import StatusFiles, check_statuses
 from tests.attestation.gpu_maker import AT, DRIVER, VBIOS, Maker
 
@@ -256,3 +259,17 @@ def test_damaged_statuses_are_clear_errors(maker, chip):
 
 def test_reference_names_of_a_report(maker, chip):
     assert parse_gpu_report(chip.report(NONCE, MEASURED)).reference_ids == ("G525_0220_886", "970088000F")
+
+
+def test_a_file_of_several_gpus(maker):
+    """Each GPU of a file is judged; one bad report spoils all of it."""
+    chips = [maker.chip("Hopper"), maker.chip("Blackwell"), maker.chip("Blackwell")]
+    rows = [{"evidence": b64encode(chip.report(NONCE, MEASURED)), "certificate": b64encode(chip.pem)} for chip in chips]
+    roots = [maker.root.certificate.public_bytes(Encoding.PEM)]
+    result = verify_single("nvidia-gpu", json.dumps(rows).encode(), at=AT, nonce=NONCE, roots=roots)
+    assert [submod["ear_verifier_claims"]["chip"] for submod in result.ear["submods"].values()] == ["GH100", "GB100", "GB100"]
+    assert len({submod["ear_verifier_claims"]["device"] for submod in result.ear["submods"].values()}) == 3
+    rows[1]["evidence"] = b64encode(chips[1].report(bytes(32), MEASURED))
+    with pytest.raises(VerificationError) as caught:
+        verify_single("nvidia-gpu", json.dumps(rows).encode(), at=AT, nonce=NONCE, roots=roots)
+    assert caught.value.details["rule"] == "gpu-nonce"

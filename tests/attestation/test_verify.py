@@ -205,3 +205,14 @@ def test_collect_gives_devices_the_binding_and_keeps_their_answers():
     assert b'"quote":"AAAA"' in payload
     with pytest.raises(FormatError, match="quotes already"):
         collect(type(evidence()).from_payload(payload), NODE_KEY)
+
+
+def test_every_failed_step_says_what_to_change():
+    made = evidence(runner_digest="sha256:" + "9" * 64, made_at=AT - timedelta(hours=1))
+    with pytest.raises(VerificationError) as caught:
+        verify_evidence(collect(made, NODE_KEY), trust=trust(runners=[RUNNER]), expected=expected(), at=AT)
+    fixes = {step.step: step.fix for step in caught.value.steps if not step.ok}
+    assert set(fixes) == {"runner", "freshness"}
+    assert "'runners'" in fixes["runner"]
+    assert "clocks" in fixes["freshness"]
+    assert not any(step.fix for step in caught.value.steps if step.ok)
