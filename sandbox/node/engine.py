@@ -199,6 +199,9 @@ class Engine:
         try:
             yield _frames(raw)
         finally:
+            # The response before its socket: left to the garbage collector it would flush what is closed by then.
+            if response := getattr(stream, "_response", None):
+                response.close()
             raw.close()
             stream.close()
 
