@@ -24,6 +24,7 @@ from typing import Any, Self
 import httpx
 
 from sandbox.cli import main
+from tests.patience import PATIENCE
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
@@ -88,7 +89,7 @@ class Program:
         if self.running:
             self.process.send_signal(number)
         try:
-            return self.process.wait(STOP_SECONDS)
+            return self.process.wait(STOP_SECONDS * PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
@@ -209,7 +210,7 @@ class Rig:
 
     def wait_for(self, done: Callable[[], Any], what: str, program: Program | None = None, *, seconds: float = START_SECONDS) -> Any:
         """Wait until ``done`` returns something true, and return it; fail when it takes too long or the program has ended."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < deadline:
             if found := done():
                 return found

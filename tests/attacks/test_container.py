@@ -12,6 +12,7 @@ import pytest
 from tests.attacks import inside
 from tests.attacks.conftest import House
 from tests.attacks.results import write_results
+from tests.patience import PATIENCE
 from tests.rig import Person
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.slow]
@@ -45,7 +46,8 @@ def run_probes(house: House, person: Person, isolation: str) -> Outcome:
     """Run all probes; those that a probe before them has kept from running get another lease."""
     found: Outcome = {}
     while missing := [name for name in inside.PROBES if name not in found]:
-        lease = house.submit(person, f"probe-{isolation}", Path(inside.__file__), *missing, isolation=isolation, duration="30s")
+        seconds = f"{30 * PATIENCE:.0f}s"
+        lease = house.submit(person, f"probe-{isolation}", Path(inside.__file__), *missing, isolation=isolation, duration=seconds)
         info = house.finish(person, lease)
         assert info["state"] == "closed", info
         lines = [json.loads(line) for line in house.output(person, lease).splitlines() if line.startswith("{") and line.endswith("}")]

@@ -16,6 +16,7 @@ from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node.engine import Engine
 from sandbox.node.scratch import base, fscrypt, kernel
 from sandbox.node.wipe import Remains, wipe
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -27,7 +28,7 @@ def _impatient(monkeypatch):
 
 
 def _wait_for(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

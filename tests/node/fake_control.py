@@ -26,6 +26,7 @@ from sandbox.sealing.format import read_header
 from sandbox.sealing.keys import Identity
 from sandbox.sealing.public import wrap_to_kem_key
 from sandbox.wire import REPORT_PAYLOAD_TYPE, Assignment, NodeReport, PollAnswer
+from tests.patience import PATIENCE
 
 POLICY = b"""\
 apiVersion: sealrig/v1
@@ -102,7 +103,7 @@ class FakeControl:
         """Wait until a lease is in one of ``states`` (any terminal one by default)."""
         wanted = set(states) or set(TERMINAL)
         with self.changed:
-            if not self.changed.wait_for(lambda: lease.state in wanted, seconds):
+            if not self.changed.wait_for(lambda: lease.state in wanted, seconds * PATIENCE):
                 raise AssertionError(f"{lease.id} is {lease.state} after {seconds} s, wanted {wanted}; {lease.detail}")
         return lease.state
 

@@ -24,6 +24,7 @@ from sandbox.sealing.keys import Identity
 from sandbox.sealing.logs import LogOpener
 from tests.node.fake_control import FakeControl
 from tests.node.http_control import served
+from tests.patience import PATIENCE
 
 APPLETS = (
     *(
@@ -127,7 +128,7 @@ class NodeRig:
             yield self
         finally:
             self.supervisor.stop()
-            thread.join(60)
+            thread.join(60 * PATIENCE)
             assert not thread.is_alive()
 
     def bundle(self, place: Path, files: dict[str, str]) -> tuple[str, bytes]:
@@ -144,7 +145,8 @@ class NodeRig:
     def spec(self, script: str, **changes):
         """Return a job that runs a shell script."""
         resources = {"memory": "64Mi", "scratch": "32Mi", "shm": "1Mi", "pids": 64, **changes.pop("resources", {})}
-        return {"image": self.image, "command": ["/bin/sh", "-c", script], "lease": {"duration": "30s"}, **changes, "resources": resources}
+        usual = {"image": self.image, "command": ["/bin/sh", "-c", script], "lease": {"duration": f"{30 * PATIENCE:.0f}s"}}
+        return {**usual, **changes, "resources": resources}
 
     def run(self, script: str, *, keys=None, seconds: float = 40, **changes):
         """Run one job to its end."""

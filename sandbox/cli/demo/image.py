@@ -26,7 +26,7 @@ from sandbox.node.engine import Engine
 REPOSITORY = "sealrig-demo"
 RUNTIME = ("magika", "onnxruntime", "numpy", "click", "flatbuffers", "packaging", "protobuf")
 """Distributions that running the model needs."""
-LDD_SECONDS = 60
+LDD_SECONDS = 600
 _LAYOUT = "1"  # part of the tag: a change of what goes in gives another image
 _PREFIX = "usr/local"
 _LEFT_OUT = {"__pycache__", "ensurepip", "idlelib", "lib2to3", "site-packages", "dist-packages", "test", "tests", "tkinter", "turtledemo"}
@@ -126,7 +126,10 @@ def _libraries(programs: list[Path]) -> Iterator[_File]:
 
     Libraries outside the system's own folders (a Python built apart) go next to libc, where the loader looks without being told.
     """
-    done = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, timeout=LDD_SECONDS, check=False)
+    try:
+        done = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, timeout=LDD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _no_libraries(type(error).__name__) from error
     found: dict[str, Path] = {}
     for line in done.stdout.splitlines():
         words = line.split()
@@ -136,19 +139,23 @@ def _libraries(programs: list[Path]) -> Iterator[_File]:
             found[words[0]] = Path(words[0])
     libc = found.get("libc.so.6")
     if libc is None:
-        raise ImageError(
-            "the libraries of this Python cannot be named",
-            rule="demo-image",
-            seen=(done.stderr or "nothing")[:200],
-            wanted="ldd naming libc.so.6 (glibc)",
-            fix="use a Python that is linked against glibc",
-        )
+        raise _no_libraries((done.stderr or "nothing")[:200])
     for name, path in sorted(found.items()):
         system = str(path).startswith(("/lib", "/usr/lib"))
         if system:
             yield _File(str(path).lstrip("/"), path.resolve())
         elif "site-packages" not in path.parts:
             yield _File(f"{str(libc.parent).lstrip('/')}/{PurePosixPath(name).name}", path.resolve())
+
+
+def _no_libraries(seen: str) -> ImageError:
+    return ImageError(
+        "the libraries of this Python cannot be named",
+        rule="demo-image",
+        seen=seen,
+        wanted=f"ldd naming libc.so.6 (glibc) within {LDD_SECONDS} s",
+        fix="use a Python that is linked against glibc",
+    )
 
 
 def _digest(files: list[_File]) -> str:
