@@ -13,6 +13,7 @@ from types import FrameType
 # What the programs and their tests call, and the Debian package that has it.
 TOOLS = {
     "busybox": "busybox-static",
+    "cryptsetup": "cryptsetup-bin",
     "fusermount3": "fuse3",
     "ip": "iproute2",
     "iptables": "iptables",

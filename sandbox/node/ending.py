@@ -10,7 +10,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import structlog
 
@@ -24,6 +24,7 @@ from sandbox.errors import SealrigError
 from sandbox.lifecycle import LeaseState, Outcome, end_state
 from sandbox.node.journal import Journal
 from sandbox.node.limits import Verdict
+from sandbox.node.plan import ScratchKind
 from sandbox.node.views import servers
 from sandbox.node.wipe import Remains, wipe
 
@@ -152,7 +153,7 @@ def wipe_now(node: Node, lease: str, journal: Journal, gpus: tuple[str, ...]) ->
         lease=lease,
         node=node.id,
         folder=journal.folder,
-        kind=kind if kind in ("tmpfs", "fscrypt") else None,
+        kind=kind if kind in get_args(ScratchKind) else None,
         gpus=gpus,
         servers=servers(recalled.facts.get("servers")),
     )

@@ -33,7 +33,7 @@ MAX_SCRATCH_INODES = 4_000_000
 GVISOR_THREADS = 512
 GVISOR_MEMORY = 64 * 2**20
 """What gVisor's own kernel, a process on the host, needs beside the job under the same control group."""
-ScratchKind = Literal["tmpfs", "fscrypt"]
+ScratchKind = Literal["tmpfs", "dm-crypt", "fscrypt"]
 
 # Names that steer the dynamic loader or a GPU container hook; the hook runs on the host with the container's environment.
 _FORBIDDEN_ENV_PREFIXES = ("NVIDIA_", "CUDA_", "LD_")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from attestation.wipe import GpuWipe, Medium, WipeReport, WipeStep
 from sandbox.errors import SealrigError
 from sandbox.node.layout import LeaseFolder, container_name
-from sandbox.node.media import disk_of
+from sandbox.node.media import Disk, disk_of
 from sandbox.node.scratch.choose import all_kinds, scratch_of
 from sandbox.node.scratch.kernel import mounts_under
 from sandbox.node.views import Server, drop_pages, end_servers
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 _Proofs = Iterator[tuple[str, str, str, str, str, bool]]
 MAX_TEXT = 1900
 PROCESS_SECONDS = 10.0
+_KEYS: dict[ScratchKind | None, tuple[str, str]] = {
+    "dm-crypt": ("dm-crypt key", "the kernel has given up the mapping, which overwrites its key"),
+    "fscrypt": ("fscrypt key", "the kernel reports the key absent"),
+    None: ("scratch key", "the kernel has no key of this lease"),
+}
+"""Encrypted scratch → what its key is called on a certificate, and how its end is seen."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,8 @@ def wipe(remains: Remains, engine: Engine, gpu_wiper: GpuWiper) -> WipeReport:
     media = []
     if remains.kind == "tmpfs":
         media.append(_memory(proven=proven))
-    elif remains.kind == "fscrypt" or had_image:
-        media.append(
-            Medium(
-                **disk,
-                method="purge" if proven else "none",
-                proven=proven,
-                technique="cryptographic erase: destruction of the lease's fscrypt key (AES-256-XTS, 512 bits from the kernel's generator)",
-                verification="the kernel reports the key absent; mounts, loop device and backing file are gone",
-            )
-        )
+    elif remains.kind or had_image:
+        media.append(_encrypted_disk(disk, remains.kind, proven=proven))
     return WipeReport(
         lease=remains.lease,
         node=remains.node,
@@ -213,6 +211,17 @@ def _memory(*, proven: bool) -> Medium:
         technique="release of memory; the kernel clears pages before reuse",
         verification="no mount namespace holds the file system",
         proven=proven,
+    )
+
+
+def _encrypted_disk(disk: Disk, kind: ScratchKind | None, *, proven: bool) -> Medium:
+    key, absent = _KEYS[kind]
+    return Medium(
+        **disk,
+        method="purge" if proven else "none",
+        proven=proven,
+        technique=f"cryptographic erase: destruction of the lease's {key} (AES-256-XTS, 512 bits from the kernel's generator)",
+        verification=f"{absent}; mounts, loop device and backing file are gone",
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from sandbox.errors import ScratchError
 from sandbox.node.layout import NodeFolder
 from sandbox.node.plan import UID
-from sandbox.node.scratch import base, fscrypt, kernel
+from sandbox.node.scratch import base, dmcrypt, fscrypt, image, kernel
 from sandbox.node.scratch.choose import all_kinds, available_kinds, choose, scratch_of
 from tests.node.rig import host_leftovers
 
@@ -24,15 +24,19 @@ def folder(tmp_path):
     return NodeFolder(tmp_path).lease("lease-" + "d" * 32)
 
 
-@pytest.fixture(params=["tmpfs", "fscrypt"])
+@pytest.fixture(params=["tmpfs", "dm-crypt", "fscrypt"])
 def opened(request, folder):
-    if request.param not in available_kinds():
-        pytest.skip(f"this kernel cannot make scratch of kind {request.param}")
+    _needs(request.param)
     scratch = scratch_of(request.param)
     scratch.open(folder, SIZE)
     yield scratch, folder
     for _ in scratch.destroy(folder):
         pass
+
+
+def _needs(kind: str) -> None:
+    if kind not in available_kinds():
+        pytest.skip(f"this host cannot make scratch of kind {kind}")
 
 
 def _all_ok(proofs) -> bool:
@@ -69,7 +73,7 @@ def test_size_is_a_hard_bound(opened):
                 written += file.write(block)
         except OSError as error:
             assert error.errno == errno.ENOSPC  # noqa: PT017  (how much fitted matters as well)
-    assert SIZE // 2 < written < 2 * SIZE + fscrypt._FLOOR_BYTES, scratch.kind
+    assert SIZE // 2 < written < 2 * SIZE + image.FLOOR_BYTES, scratch.kind
 
 
 @needs_root
@@ -111,6 +115,7 @@ def test_destroy_does_not_need_to_know_the_kind(opened, tmp_path):
 def test_an_open_file_is_no_proof(opened, monkeypatch):
     monkeypatch.setattr(base, "UNMOUNT_SECONDS", 0.2)
     monkeypatch.setattr(fscrypt, "KEY_SECONDS", 0.2)
+    monkeypatch.setattr(dmcrypt, "CLOSE_SECONDS", 0.2)
     scratch, folder = opened
     with (folder.out / "held").open("wb"):
         assert not all(proof.ok for proof in list(scratch.destroy(folder)))
@@ -121,6 +126,7 @@ def test_an_open_file_is_no_proof(opened, monkeypatch):
 def test_a_process_with_its_own_mount_namespace_is_no_proof(opened, monkeypatch):
     monkeypatch.setattr(base, "UNMOUNT_SECONDS", 0.2)
     monkeypatch.setattr(fscrypt, "KEY_SECONDS", 0.2)
+    monkeypatch.setattr(dmcrypt, "CLOSE_SECONDS", 0.2)
     scratch, folder = opened
     holder = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE
@@ -135,28 +141,33 @@ def test_a_process_with_its_own_mount_namespace_is_no_proof(opened, monkeypatch)
 
 
 @needs_root
-@pytest.mark.parametrize("step", ["mount", "add_key", "set_policy", "attach_loop"])
-def test_an_open_that_fails_half_way_leaves_what_destroy_removes(folder, tmp_path, monkeypatch, step):
-    if "fscrypt" not in available_kinds():
-        pytest.skip("this kernel has no ext4 encryption")
+@pytest.mark.parametrize(
+    ("kind", "module", "step"),
+    [
+        *(("fscrypt", kernel, step) for step in ("mount", "add_key", "set_policy", "attach_loop")),
+        *(("dm-crypt", module, step) for module, step in ((kernel, "attach_loop"), (image, "format_ext4"), (kernel, "mount"))),
+    ],
+)
+def test_an_open_that_fails_half_way_leaves_what_destroy_removes(folder, monkeypatch, kind, module, step):
+    _needs(kind)
 
     def broken(*_):
         raise OSError(5, "planted")
 
-    monkeypatch.setattr(kernel, step, broken)
-    scratch = scratch_of("fscrypt")
+    monkeypatch.setattr(module, step, broken)
+    scratch = scratch_of(kind)
     with pytest.raises(ScratchError, match="planted"):
         scratch.open(folder, SIZE)
     monkeypatch.undo()
     assert _all_ok(scratch.destroy(folder))
-    assert host_leftovers(tmp_path) == [f"folder {folder.root}"]
+    assert host_leftovers(folder.root.parents[1]) == [f"folder {folder.root}"]
 
 
 @needs_root
-def test_a_full_host_disk_is_said_before_anything_runs(folder):
-    if "fscrypt" not in available_kinds():
-        pytest.skip("this kernel has no ext4 encryption")
-    scratch = scratch_of("fscrypt")
+@pytest.mark.parametrize("kind", ["dm-crypt", "fscrypt"])
+def test_a_full_host_disk_is_said_before_anything_runs(folder, kind):
+    _needs(kind)
+    scratch = scratch_of(kind)
     with pytest.raises(ScratchError, match="No space left") as caught:
         scratch.open(folder, 2**50 // 128)
     assert caught.value.details["fix"] == "free disk space for the scratch size"
@@ -165,8 +176,7 @@ def test_a_full_host_disk_is_said_before_anything_runs(folder):
 
 @needs_root
 def test_the_key_is_the_leases_own(folder, tmp_path):
-    if "fscrypt" not in available_kinds():
-        pytest.skip("this kernel has no ext4 encryption")
+    _needs("fscrypt")
     identifiers = set()
     scratch = scratch_of("fscrypt")
     for number in range(2):
@@ -176,6 +186,52 @@ def test_the_key_is_the_leases_own(folder, tmp_path):
         assert kernel.key_status(place.scratch, kernel.get_policy(place.vault)) == 2
         assert _all_ok(scratch.destroy(place))
     assert len(identifiers) == 2
+
+
+@needs_root
+def test_the_mapping_goes_with_the_key_and_the_key_stands_nowhere_else(folder, monkeypatch):
+    _needs("dm-crypt")
+    commands = []
+    run = image.run_tool
+    monkeypatch.setattr(image, "run_tool", lambda command, **how: (commands.append((command, how)), run(command, **how))[1])
+    scratch, name = scratch_of("dm-crypt"), dmcrypt.mapping_of(folder)
+    scratch.open(folder, SIZE)
+    keys = [how["stdin"] for _, how in commands if how.get("stdin")]
+    assert [len(key) for key in keys] == [dmcrypt.KEY_BYTES]
+    table = subprocess.run(["dmsetup", "table", "--showkeys", name], capture_output=True, check=True, text=True).stdout.split()
+    assert (table[2:4], table[4]) == (["crypt", "aes-xts-plain64"], keys[0].hex())
+    assert not [word for command, _ in commands for word in command if keys[0].hex() in word]
+    assert keys[0] not in folder.image.read_bytes()
+    (proof,) = [proof for proof in scratch.destroy(folder) if proof.step == "scratch-key"]
+    assert (proof.seen, proof.ok) == ("no mapping", True)
+    assert not dmcrypt.is_mapped(name)
+
+
+@needs_root
+def test_dm_crypt_leaves_what_another_kind_has_mounted(folder):
+    _needs("fscrypt")
+    scratch_of("fscrypt").open(folder, SIZE)
+    assert _all_ok(scratch_of("dm-crypt").destroy(folder))
+    assert folder.out.is_dir()
+    assert _all_ok(scratch_of("fscrypt").destroy(folder))
+
+
+def test_dm_crypt_is_possible_where_its_parts_are(tmp_path, monkeypatch):
+    mapper, modules, tools = tmp_path / "mapper", tmp_path / "modules", tmp_path / "bin"
+    lists = modules / os.uname().release
+    for place in (mapper, lists, tools):
+        place.mkdir(parents=True)
+    monkeypatch.setattr(image, "TOOL_PATH", str(tools))
+    found = []
+    for path, text in (
+        (tools / "cryptsetup", ""),
+        (mapper / "control", ""),
+        (lists / "modules.dep", "kernel/drivers/md/dm-crypt.ko.xz: x\n"),
+    ):
+        found.append(dmcrypt.possible(mapper, modules, tmp_path / "dm_crypt"))
+        path.write_text(text)
+        path.chmod(0o755)
+    assert (found, dmcrypt.possible(mapper, modules, tmp_path / "dm_crypt")) == ([False, False, False], True)
 
 
 BOTH = ("tmpfs", "fscrypt")
@@ -189,6 +245,9 @@ BOTH = ("tmpfs", "fscrypt")
         (10, "fscrypt", 100, BOTH, "fscrypt"),
         (99, "tmpfs", 100, BOTH, "tmpfs"),
         (10, "auto", 100, ("fscrypt",), "fscrypt"),
+        (26, "auto", 100, ("tmpfs", "dm-crypt", "fscrypt"), "dm-crypt"),
+        (10, "dm-crypt", 100, ("tmpfs", "dm-crypt", "fscrypt"), "dm-crypt"),
+        (10, "fscrypt", 100, ("tmpfs", "dm-crypt", "fscrypt"), "fscrypt"),
     ],
 )
 def test_choice(size, pin, memory, kinds, wanted):

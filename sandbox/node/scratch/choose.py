@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox.errors import ScratchError
+from sandbox.node.scratch import dmcrypt, image
 from sandbox.node.scratch.fscrypt import FscryptScratch
 from sandbox.node.scratch.tmpfs import TmpfsScratch
 
@@ -17,28 +18,28 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 0.25
 """The part of the available memory that one lease's scratch may take."""
-KINDS: tuple[ScratchKind, ...] = ("tmpfs", "fscrypt")
+_SCRATCHES: dict[ScratchKind, type[Scratch]] = {"dm-crypt": dmcrypt.DmcryptScratch, "fscrypt": FscryptScratch, "tmpfs": TmpfsScratch}
 
 
 def scratch_of(kind: ScratchKind) -> Scratch:
     """Return the scratch of a kind."""
-    return TmpfsScratch() if kind == "tmpfs" else FscryptScratch()
+    return _SCRATCHES[kind]()
 
 
 def all_kinds() -> tuple[Scratch, ...]:
     """Return every kind, keys first, for ending what a crash left when its journal does not say which it was."""
-    return tuple(scratch_of(kind) for kind in reversed(KINDS))
+    return tuple(scratch() for scratch in _SCRATCHES.values())
 
 
 def available_kinds() -> tuple[ScratchKind, ...]:
     """Return the kinds that this host can make, without making one."""
     if os.geteuid() != 0:
         return ()
-    kinds: list[ScratchKind] = ["tmpfs"]
+    if not Path("/dev/loop-control").exists() or shutil.which("mkfs.ext4", path=image.TOOL_PATH) is None:
+        return ("tmpfs",)
     encrypts = Path("/sys/fs/ext4/features/encryption").exists()
-    if encrypts and Path("/dev/loop-control").exists() and shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:/usr/bin:/bin"):
-        kinds.append("fscrypt")
-    return tuple(kinds)
+    possible: dict[ScratchKind, bool] = {"tmpfs": True, "dm-crypt": dmcrypt.possible(), "fscrypt": encrypts}
+    return tuple(kind for kind, there in possible.items() if there)
 
 
 def choose(size: int, pin: str, *, available_memory: int, kinds: tuple[ScratchKind, ...]) -> ScratchKind:
@@ -50,9 +51,8 @@ def choose(size: int, pin: str, *, available_memory: int, kinds: tuple[ScratchKi
         if pin == kind:
             return kind
     if pin != "auto":
-        reason = "this kernel has no device-mapper support in Sealrig's node" if pin == "dm-crypt" else "this host cannot make it"
         raise ScratchError(
-            f"scratch of kind {pin} is pinned by the policy, but {reason}",
+            f"scratch of kind {pin} is pinned by the policy, but this host cannot make it",
             rule="scratch-kind",
             seen=", ".join(kinds) or "none",
             wanted=pin,
@@ -60,14 +60,15 @@ def choose(size: int, pin: str, *, available_memory: int, kinds: tuple[ScratchKi
         )
     if "tmpfs" in kinds and size <= available_memory * MEMORY_SHARE:
         return "tmpfs"
-    if "fscrypt" in kinds:
-        return "fscrypt"
+    for kind in ("dm-crypt", "fscrypt"):
+        if kind in kinds:
+            return kind
     raise ScratchError(
         "no kind of scratch can hold this lease",
         rule="scratch-kind",
         seen=f"{size} bytes wanted, {available_memory} bytes of memory free",
         wanted="encrypted disk, or four times as much free memory",
-        fix="run the node as root on a kernel with ext4 encryption",
+        fix="run the node as root on a kernel with dm-crypt or ext4 encryption",
     )
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from sandbox.errors import ScratchError
-from sandbox.node.scratch import base, kernel
+from sandbox.node.scratch import base, image, kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +20,7 @@ if TYPE_CHECKING:
     from sandbox.node.layout import LeaseFolder
     from sandbox.node.plan import ScratchKind
 
-MKFS_SECONDS = 300
 KEY_SECONDS = 10.0
-_OVERHEAD = 1.02
-_FLOOR_BYTES = 8 * 2**20
 
 
 class FscryptScratch:
@@ -37,7 +32,8 @@ class FscryptScratch:
         """Make the file, the file system, the key and the encrypted folder. Raises ``ScratchError``."""
         base.prepare(folder)
         try:
-            _backing_file(folder.image, int(size * _OVERHEAD) + _FLOOR_BYTES)
+            image.reserve(folder.image, size)
+            image.format_ext4(folder.image, "encrypt")
             device, fd = kernel.attach_loop(folder.image)
             try:
                 kernel.mount(str(device), folder.scratch, "ext4", kernel.MS_NOSUID | kernel.MS_NODEV)
@@ -54,12 +50,7 @@ class FscryptScratch:
             kernel.set_policy(folder.vault, identifier)
             base.furnish(folder)
         except OSError as error:
-            fix = (
-                "free disk space for the scratch size"
-                if error.errno == errno.ENOSPC
-                else "run as root on a kernel with ext4 encryption, or pin tmpfs"
-            )
-            raise base.failed(f"an encrypted file system of {size} bytes", error, fix) from error
+            raise image.failed(size, error, "run as root on a kernel with ext4 encryption, or pin tmpfs") from error
 
     def destroy(self, folder: LeaseFolder) -> Iterator[base.Proof]:
         """Take the key from the kernel, unmount, and remove the loop device and the file; each step with proof."""
@@ -69,56 +60,7 @@ class FscryptScratch:
             yield from base.unmount_all(folder, keep=root)
         yield _key_proof(folder, mounted=mounted)
         yield from base.unmount_all(folder)
-        yield _loop_proof(folder.image)
-        yield _file_proof(folder.image)
-
-
-def _backing_file(image: Path, size: int) -> None:
-    fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        # Reserved now: a host disk that fills up later must not turn into I/O errors inside the job.
-        os.posix_fallocate(fd, 0, size)
-    finally:
-        os.close(fd)
-    command = [
-        "mkfs.ext4",
-        "-q",
-        "-F",
-        "-b",
-        "4096",
-        "-m",
-        "0",
-        "-O",
-        "encrypt,^has_journal",
-        "-E",
-        "lazy_itable_init=1,nodiscard",
-        str(image),
-    ]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=MKFS_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ScratchError(
-            "scratch: mkfs.ext4 did not run",
-            rule="scratch",
-            seen=type(error).__name__,
-            wanted="mkfs.ext4 on this node",
-            fix="install e2fsprogs",
-        ) from error
-    if done.returncode != 0:
-        raise ScratchError(
-            "scratch: mkfs.ext4 failed",
-            rule="scratch",
-            seen=done.stderr.decode(errors="replace")[:300],
-            wanted="a file system",
-            fix="look at the node's disk",
-        )
+        yield from image.removed(folder.image)
 
 
 def _key_proof(folder: LeaseFolder, *, mounted: bool) -> base.Proof:
@@ -158,16 +100,3 @@ def _remove(root: Path, identifier: bytes) -> tuple[str, bool]:
     except OSError as error:
         return error.strerror or str(error), False
     return ", ".join([kernel.STATUS_NAMES.get(status, str(status)), *busy]), status == kernel.STATUS_ABSENT and not busy
-
-
-def _loop_proof(image: Path) -> base.Proof:
-    deadline = time.monotonic() + base.UNMOUNT_SECONDS
-    while (left := kernel.loops_of(image)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return base.Proof("loop-device", str(image), "freed with its last user", ", ".join(left) or "none", "none", ok=not left)
-
-
-def _file_proof(image: Path) -> base.Proof:
-    image.unlink(missing_ok=True)
-    there = image.exists()
-    return base.Proof("backing-file", str(image), "unlink", "there" if there else "gone", "gone", ok=not there)
