@@ -48,7 +48,7 @@ class GpuPool:
                     rule="cdi",
                     seen="no CDI support",
                     wanted="Docker Engine 25 or newer with CDI",
-                    fix="update Docker on this node",
+                    fix='update Docker on this node; before 28.3 also set {"features": {"cdi": true}} in its daemon.json',
                 )
             taken = tuple(free[:count])
             self._held.update(dict.fromkeys(taken, lease))

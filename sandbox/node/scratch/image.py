@@ -19,6 +19,8 @@ TOOL_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 FLOOR_BYTES = 8 * 2**20
 MKFS_SECONDS = 300
 _OVERHEAD = 1.02
+_BLOCK_BYTES = 2**20
+"""Whole sectors of any size: a device mapping has no place for a broken one."""
 
 
 def reserve(image: Path, size: int) -> None:
@@ -26,7 +28,7 @@ def reserve(image: Path, size: int) -> None:
     fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         # Reserved now: a host disk that fills up later must not turn into I/O errors inside the job.
-        os.posix_fallocate(fd, 0, int(size * _OVERHEAD) + FLOOR_BYTES)
+        os.posix_fallocate(fd, 0, -(-int(size * _OVERHEAD + FLOOR_BYTES) // _BLOCK_BYTES) * _BLOCK_BYTES)
     finally:
         os.close(fd)
 
