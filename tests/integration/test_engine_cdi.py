@@ -95,6 +95,7 @@ def gpu_rig(node_rig, cards):
     rows = tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in cards)
     facts = node_rig.node.facts.model_copy(update={"gpus": rows})
     pool = GpuPool(Inventory(cards, len(cards), "made up"), cdi=node_rig.node.engine.facts().cdi)
+    node_rig.control.policy = node_rig.control.policy.replace(b"resources: {", b"resources: {gpus: {max: 2}, ")
     node_rig.node = dataclasses.replace(node_rig.node, gpus=pool, gpu_wiper=Wiper(), facts=facts)
     return node_rig
 
@@ -142,9 +143,9 @@ def test_another_card_cannot_be_opened_even_with_every_capability(gpu_rig):
 def _opens(pid: int, device: tuple[int, int]) -> bool:
     """Say whether root of the host, put into the job's control groups and mounts, can open a device by number."""
     joined = "".join(f"echo 0 > {place}/cgroup.procs\n" for place in _groups(pid))
-    script = f"{joined}exec nsenter -t {pid} -m /bin/sh -c 'mknod /dev/shm/x c {device[0]} {device[1]} && : < /dev/shm/x'"
+    script = f"{joined}exec nsenter -t {pid} -m /bin/busybox sh -c 'busybox mknod /dev/probe c {device[0]} {device[1]} && : < /dev/probe'"
     done = subprocess.run(["sh", "-ec", script], capture_output=True, check=False, text=True)
-    subprocess.run(["nsenter", "-t", str(pid), "-m", "/bin/rm", "-f", "/dev/shm/x"], capture_output=True, check=False)
+    subprocess.run(["nsenter", "-t", str(pid), "-m", "/bin/busybox", "rm", "-f", "/dev/probe"], capture_output=True, check=False)
     assert done.returncode == 0 or "not permitted" in done.stderr, done.stderr
     return done.returncode == 0
 
