@@ -194,14 +194,15 @@ def test_the_mapping_goes_with_the_key_and_the_key_stands_nowhere_else(folder, m
     commands = []
     run = image.run_tool
     monkeypatch.setattr(image, "run_tool", lambda command, **how: (commands.append((command, how)), run(command, **how))[1])
+    key = bytes(range(dmcrypt.KEY_BYTES))  # has a zero and a newline: what is read as a password would end at one of them
+    monkeypatch.setattr(dmcrypt.os, "urandom", lambda size: key[:size])
     scratch, name = scratch_of("dm-crypt"), dmcrypt.mapping_of(folder)
     scratch.open(folder, SIZE)
-    keys = [how["stdin"] for _, how in commands if how.get("stdin")]
-    assert [len(key) for key in keys] == [dmcrypt.KEY_BYTES]
+    assert [how["stdin"] for _, how in commands if how.get("stdin")] == [key]
     table = subprocess.run(["dmsetup", "table", "--showkeys", name], capture_output=True, check=True, text=True).stdout.split()
-    assert (table[2:4], table[4]) == (["crypt", "aes-xts-plain64"], keys[0].hex())
-    assert not [word for command, _ in commands for word in command if keys[0].hex() in word]
-    assert keys[0] not in folder.image.read_bytes()
+    assert (table[2:4], table[4]) == (["crypt", "aes-xts-plain64"], key.hex())
+    assert not [word for command, _ in commands for word in command if key.hex() in word]
+    assert key not in folder.image.read_bytes()
     (proof,) = [proof for proof in scratch.destroy(folder) if proof.step == "scratch-key"]
     assert (proof.seen, proof.ok) == ("no mapping", True)
     assert not dmcrypt.is_mapped(name)

@@ -98,9 +98,9 @@ def _map(device: Path, name: str) -> None:
     key = bytearray(os.urandom(KEY_BYTES))
     command = ["cryptsetup", "open", "--type", "plain", "--cipher", CIPHER, "--key-size", str(KEY_BYTES * 8), "--key-file", "-"]
     try:
-        # From a file or a pipe plain mode takes the key as it is, without a hash (cryptsetup-open(8)).
+        # What comes from standard input is hashed as if somebody had typed it, unless the hash is "plain" (cryptsetup-open(8)).
         image.run_tool(
-            [*command, "--keyfile-size", str(KEY_BYTES), "--batch-mode", str(device), name],
+            [*command, "--keyfile-size", str(KEY_BYTES), "--hash", "plain", "--batch-mode", str(device), name],
             wanted="a dm-crypt mapping",
             package="cryptsetup-bin",
             seconds=_TOOL_SECONDS,
