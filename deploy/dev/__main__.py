@@ -13,7 +13,7 @@ from pathlib import Path
 from engine import ensure_engine
 from environment import ensure_environment
 from node import ensure_node_packages
-from system import Refusal, ensure_test_tools, ensure_tools, prefix_root, run
+from system import VM_TOOLS, Refusal, ensure_test_tools, ensure_tools, find, install, prefix_root, run
 
 _MACHINE = "docker or root"
 """Marks of the tests that change the machine: containers, mounts, namespaces."""
@@ -26,6 +26,7 @@ USAGE = """usage: ./dev COMMAND
   bench [NAME] [--json]        measure against named peers: seal lazy lease audit wipe api
   fmt                          format and mend what can be mended
   up                           control plane and one node, in the foreground
+  vm [SYSTEM] WORDS            the demo or chosen tests in a virtual machine with a Debian of its own; says more without WORDS
 """
 
 
@@ -92,7 +93,26 @@ def up(words: Sequence[str]) -> int:
     return run(prefix_root([str(_bin("python")), "-m", "sandbox.cli.demo.up", *words]), env=_environment())
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"demo": demo, "test": test, "lint": lint, "bench": bench, "fmt": fmt, "up": up}
+def vm(words: Sequence[str]) -> int:
+    """Run the demo or chosen tests in a virtual machine: another kernel, engine and Python than this machine's."""
+    for tool, package in VM_TOOLS.items():
+        if find(tool) is None:
+            install(package.split())
+    ensure_environment(ROOT)
+    env = _environment()
+    env["PATH"] += f":{ROOT / '.dev' / 'uv' / 'bin'}"
+    return run(prefix_root([str(ROOT / "deploy" / "vm" / "run"), *words]), env=env)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "test": test,
+    "lint": lint,
+    "bench": bench,
+    "fmt": fmt,
+    "up": up,
+    "vm": vm,
+}
 
 
 def _machine() -> None:

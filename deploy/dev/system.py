@@ -37,6 +37,15 @@ TEST_TOOLS = {
     "swtpm_setup": "swtpm-tools",
     "tpm2_quote": "tpm2-tools",
 }
+# What virtual machines are made and run with.
+VM_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86 ovmf",
+    "ssh": "openssh-client",
+    "swtpm": "swtpm",
+    "swtpm_setup": "swtpm-tools",
+}
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 _updated = False
 
