@@ -36,7 +36,10 @@ class PostureFact(Part):
 
 
 class GpuFact(Part):
-    """One GPU of the node. ``memory`` in bytes; ``leased`` says whether this lease gets it."""
+    """One GPU of the node, or a part of one (MIG): ``parent`` is then the whole one's uuid.
+
+    ``memory`` in bytes; ``leased`` says whether this lease gets it.
+    """
 
     uuid: WipeTarget
     name: Name
@@ -45,6 +48,8 @@ class GpuFact(Part):
     pci: Text = ""
     driver: Text = ""
     vbios: Text = ""
+    serial: Text = ""
+    parent: Text = ""
 
     @field_validator("uuid")
     @classmethod
@@ -56,7 +61,10 @@ class GpuFact(Part):
 
 
 class DeviceCounts(Part):
-    """How many GPUs the PCI bus shows and how many the driver shows; both must be the number of ``GpuFact``s."""
+    """How many GPUs the PCI bus shows and how many the driver shows.
+
+    Both must be the number of ``GpuFact``s, parts of one counting as one.
+    """
 
     pci: Count = 0
     driver: Count = 0

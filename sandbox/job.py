@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
@@ -22,6 +22,9 @@ from sandbox.model import BundleDigest, LeaseId, Sha256Digest, TenantName, UtcTi
 JOB_MAX_BYTES = 64 * 1024
 JOB_PAYLOAD_TYPE = "application/vnd.sealrig.job+json"
 MAX_INPUTS = 64
+SHM = 256 * 2**20
+SHM_A_GPU = 512 * 2**20
+"""Bytes of /dev/shm where a job does not say: for one GPU or none, and for each of several."""
 MAX_EGRESS = 64
 MAX_IMAGE_SIGNATURES = 16
 
@@ -82,15 +85,21 @@ class Output(_Model):
     max_size: Size = 2 * 2**30
 
 
+def _shared_memory(known: dict[str, Any]) -> int:
+    """Return the size of /dev/shm that a job gets without asking: NCCL passes data between GPUs of one job through it."""
+    gpus = known.get("gpus", 0)
+    return SHM_A_GPU * gpus if gpus > 1 else SHM
+
+
 class Resources(_Model):
-    """What the container may use. Sizes in bytes; ``cpus`` in cores."""
+    """What the container may use. Sizes in bytes; ``cpus`` in cores. ``shm`` grows with the GPUs where the job does not say."""
 
     gpus: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
     gpu_memory: Size = 0
     cpus: Annotated[float, Field(gt=0, le=1024)] = 1
     memory: Size = 2**30
     scratch: Size = 4 * 2**30
-    shm: Size = 256 * 2**20
+    shm: Size = Field(default_factory=_shared_memory)
     pids: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 256
 
     @model_validator(mode="after")

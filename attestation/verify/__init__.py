@@ -157,10 +157,9 @@ def _check_node(evidence: Evidence, trust: Trust, at: datetime, steps: Steps) ->
         fix="correct the node's settings ('sealrig node doctor' says how)",
     )
     counts, gpus = evidence.device_counts, {gpu.uuid for gpu in evidence.gpus}
-    same = counts.pci == counts.driver == len(gpus) == len(evidence.gpus)
-    steps.check(
-        "gpu-count", ok=same, seen=f"evidence {len(evidence.gpus)}, PCI {counts.pci}, driver {counts.driver}", wanted="the same number"
-    )
+    cards = {gpu.parent or gpu.uuid for gpu in evidence.gpus}
+    same = counts.pci == counts.driver == len(cards) and len(gpus) == len(evidence.gpus)
+    steps.check("gpu-count", ok=same, seen=f"evidence {len(cards)}, PCI {counts.pci}, driver {counts.driver}", wanted="the same number")
 
 
 def _software(evidence: Evidence) -> Submod:

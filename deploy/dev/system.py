@@ -28,6 +28,7 @@ TEST_TOOLS = {
     "age": "age",
     "apparmor_parser": "apparmor",
     "chromium": "chromium",
+    "gcc": "gcc libc6-dev",
     "go": "golang-go golang-golang-x-mod-dev",
     "node": "nodejs",
     "npm": "npm",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sandbox.node.gpu.touch import mark
 from sandbox.sealing.mount import Spare
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Node:
     """A process for the next view, started beforehand."""
     devices: tuple[EvidenceSource, ...] = ()
     """What vouches for the machine in evidence; none makes it evidence of level ``software``."""
+    gpu_mark: Callable[[str], str | None] = mark
+    """Tells whether a GPU was used since it was wiped; see ``sandbox.node.gpu.touch``."""
     _fetching: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -158,6 +158,8 @@ def wipe_now(node: Node, lease: str, journal: Journal, gpus: tuple[str, ...]) ->
         servers=servers(recalled.facts.get("servers")),
     )
     report = wipe(remains, node.engine, node.gpu_wiper)
+    # Only what this wipe proved is clean, and only until somebody uses it.
+    node.state.set_clean({gpu.uuid: node.gpu_mark(gpu.uuid) if gpu.ok else None for gpu in report.gpus})
     if report.proven:
         node.gpus.give_back(lease)
     else:

@@ -23,7 +23,17 @@ def make(
     digest, version = runner_digest()
     inventory = node.gpus.inventory
     gpus = tuple(
-        GpuFact(uuid=gpu.uuid, name=gpu.name, memory=gpu.memory, leased=gpu.uuid in leased, pci=gpu.pci, driver=gpu.driver, vbios=gpu.vbios)
+        GpuFact(
+            uuid=gpu.uuid,
+            name=gpu.name,
+            memory=gpu.memory,
+            leased=gpu.uuid in leased,
+            pci=gpu.pci,
+            driver=gpu.driver,
+            vbios=gpu.vbios,
+            serial=gpu.serial,
+            parent=gpu.parent,
+        )
         for gpu in inventory.gpus
     )
     evidence = Evidence(
@@ -40,7 +50,7 @@ def make(
         runner_version=version,
         posture=node.posture(),
         gpus=gpus,
-        device_counts=DeviceCounts(pci=inventory.on_bus, driver=len(inventory.gpus)),
+        device_counts=DeviceCounts(pci=inventory.on_bus, driver=len({gpu.parent or gpu.uuid for gpu in inventory.gpus})),
         previous_wipes=node.state.previous_wipes(leased),
         made_at=datetime.now(UTC),
     )

@@ -18,7 +18,8 @@ from sandbox.node.context import Node
 from sandbox.node.devices import evidence_sources, measure_start, reachable_level
 from sandbox.node.engine import Engine
 from sandbox.node.gpu import cdi
-from sandbox.node.gpu.inventory import Inventory, inventory
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.model import Inventory
 from sandbox.node.gpu.pool import GpuPool
 from sandbox.node.gpu.wiper import VramWiper
 from sandbox.node.layout import NodeFolder
@@ -97,7 +98,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
 def _gpus_described(found: Inventory) -> bool:
     """Tell the engine of this node's GPUs; where that fails none is handed out, and the log says why."""
     try:
-        cdi.prepare(found.gpus, machine=platform.machine())
+        cdi.prepare([gpu for gpu in found.gpus if gpu.backend == "cuda"], machine=platform.machine())
     except EngineError as error:
         _log.error("gpus-not-described", error=error.message, **error.details)
         return False

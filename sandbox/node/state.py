@@ -1,4 +1,4 @@
-"""What a node remembers beyond one lease: whether it is in quarantine, and where its last proven wipes stand in the audit log."""
+"""What a node remembers beyond one lease: its quarantine, where its last proven wipes stand in the audit log, which GPUs are clean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.node.layout import NodeFolder, write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 WHOLE_NODE = "node"
 
@@ -33,6 +33,7 @@ class NodeState:
         self._lock = threading.Lock()
         self._quarantine: dict[str, Quarantine] = {}
         self._wipes: dict[str, int] = {}
+        self._clean: dict[str, str] = {}
         try:
             self._load(json.loads(self._path.read_bytes()))
         except FileNotFoundError:
@@ -43,6 +44,7 @@ class NodeState:
     def _load(self, tree: dict[str, Any]) -> None:
         self._quarantine = {lease: Quarantine(lease, str(row["reason"]), bool(row["told"])) for lease, row in tree["quarantine"].items()}
         self._wipes = {str(target): int(index) for target, index in tree["wipes"].items()}
+        self._clean = {str(uuid): str(mark) for uuid, mark in tree.get("clean", {}).items()}
 
     @property
     def quarantine(self) -> tuple[Quarantine, ...]:
@@ -80,9 +82,23 @@ class NodeState:
             self._wipes.update(dict.fromkeys((WHOLE_NODE, *targets), index))
             self._save()
 
+    def clean_mark(self, gpu: str) -> str | None:
+        """Return the mark that a GPU had right after its last proven wipe; None where it must be wiped before it is used."""
+        with self._lock:
+            return self._clean.get(gpu)
+
+    def set_clean(self, marks: Mapping[str, str | None]) -> None:
+        """Remember GPUs' marks; None forgets one, durably, before anybody uses the GPU."""
+        with self._lock:
+            self._clean.update({gpu: mark for gpu, mark in marks.items() if mark is not None})
+            for gpu in [gpu for gpu, mark in marks.items() if mark is None]:
+                self._clean.pop(gpu, None)
+            self._save()
+
     def _save(self) -> None:
         tree = {
             "quarantine": {lease: {"reason": row.reason, "told": row.told} for lease, row in self._quarantine.items()},
             "wipes": self._wipes,
+            "clean": self._clean,
         }
         write_durably(self._path, json.dumps(tree, sort_keys=True).encode())

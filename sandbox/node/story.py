@@ -105,8 +105,27 @@ def place(story: Story) -> Placed:
             Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's runtime runsc gives no network (--network=none)")
         )
     story.account.gpus = story.node.gpus.take(story.lease, spec.resources.gpus, spec.resources.gpu_memory)
+    _clean(story)
     kind = choose(spec.resources.scratch, policy.policy.spec.scratch.kind, available_memory=available_memory(), kinds=available_kinds())
     return Placed(statement, envelope.digest, customer, policy, kind)
+
+
+def _clean(story: Story) -> None:
+    """Wipe the lease's GPUs unless it is known that nobody used them since the last wipe; a GPU that cannot be wiped ends the lease."""
+    node, gpus = story.node, story.account.gpus
+    unknown = tuple(uuid for uuid in gpus if node.state.clean_mark(uuid) is None or node.gpu_mark(uuid) != node.state.clean_mark(uuid))
+    node.state.set_clean(dict.fromkeys(gpus))
+    if not unknown:
+        return
+    story.journal.write("wipe-before", gpus=list(gpus), wiped=list(unknown))
+    reports = node.gpu_wiper.wipe(unknown)
+    for report in reports:
+        _log.info("gpu wiped before a lease", lease=story.lease, gpu=report.uuid, residue=report.residue_words_before, ok=report.ok)
+    left = sorted(set(unknown) - {report.uuid for report in reports if report.ok})
+    if left:
+        raise Ended(
+            Verdict(Outcome.NODE_FAILURE, None, None, f"not wiped with proof before the lease, and so not given out: {', '.join(left)}")
+        )
 
 
 def attest(story: Story, placed: Placed) -> Attested:

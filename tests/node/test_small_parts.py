@@ -10,8 +10,10 @@ from sandbox.errors import AccessError, JobError, ServerError, StateError, Usage
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import logs
 from sandbox.node.engine import Exit
-from sandbox.node.gpu.inventory import Gpu, Inventory, gpus_on_bus, inventory
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.model import Gpu, Inventory
 from sandbox.node.gpu.pool import GpuPool
+from sandbox.node.gpu.sysfs import gpus_on_bus
 from sandbox.node.inbox import Inbox
 from sandbox.node.init import init_node
 from sandbox.node.layout import NodeFolder

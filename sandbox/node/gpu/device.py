@@ -1,4 +1,4 @@
-"""What the wipe needs of a device, whichever driver speaks to it, and how devices fail."""
+"""What the wipe and the qualification need of a device, whichever driver speaks to it, and how devices fail."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Protocol
 
 PAIR_BYTES = 16
 """Kernels handle memory in pairs of 64-bit words."""
+MOST_FAULTS = 64
+"""How many wrong words a comparison tells of."""
+TALLY_WORDS = 4 + 4 * MOST_FAULTS
+"""32-bit words of the kernels' tally: three counters, one unused, and two 64-bit words a fault."""
+EMPTY_TALLY = (0, 0xFFFFFFFF, 0, 0)
+MATRIX_STEP = 128
+"""Matrices are multiplied in tiles of this size."""
 
 
 class DeviceError(Exception):
@@ -36,11 +43,20 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One word that read back wrong: its index in the buffer, and the bits in which it differs from what was written."""
+
+    index: int
+    bits: int
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """How many 64-bit words differ, and the index of the lowest one (None when none differs)."""
+    """How many 64-bit words differ, the index of the lowest one (None when none differs), and some of them, ``MOST_FAULTS`` at most."""
 
     mismatches: int
     first: int | None
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,4 +108,32 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free everything."""
+        ...
+
+
+class Workbench(Device, Protocol):
+    """A device that can be measured as well. Everything returns when the device has finished, so that callers can time it."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of numbers that ``multiply`` takes here: of fp64, fp32, fp16, bf16, int8."""
+        ...
+
+    def write(self, buffer: int, data: bytes) -> None:
+        """Write ``data`` to the buffer's start."""
+        ...
+
+    def read(self, buffer: int, size: int) -> bytes:
+        """Return the buffer's first ``size`` bytes."""
+        ...
+
+    def transfer(self, buffer: int, size: int, *, to_device: bool) -> None:
+        """Move ``size`` bytes between pinned host memory, whose content is of no matter, and the buffer's start."""
+        ...
+
+    def multiply(self, kind: str, matrices: tuple[int, int, int], n: int, times: int) -> None:
+        """Compute C = A B of n x n matrices (row-major, ``n`` a multiple of ``MATRIX_STEP``) in buffers (A, B, C), ``times`` over.
+
+        C holds int32 for int8, fp64 for fp64, and fp32 for all others.
+        """
         ...

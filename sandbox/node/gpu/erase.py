@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sandbox.node.gpu.device import PAIR_BYTES, Device, DeviceError, LocalScrub, OutOfDeviceMemoryError
+from sandbox.node.gpu.device import Device, DeviceError, LocalScrub, OutOfDeviceMemoryError
 
 LARGEST_BLOCK = 8 * 2**30
 SMALLEST_BLOCK = 64 * 2**10
@@ -78,7 +78,7 @@ def erase(device: Device, seed: int, *, progress: Progress = lambda _: None) -> 
     verified = 0
     try:
         progress("allocate")
-        blocks = _allocate(device)
+        blocks = allocate_all(device)
         progress("read before writing")
         residue = sum(device.compare(block, 0).mismatches for block, _ in blocks)
         for pattern, value in (("random", seed), ("zeros", 0)):
@@ -120,9 +120,11 @@ def erase(device: Device, seed: int, *, progress: Progress = lambda _: None) -> 
     )
 
 
-def _allocate(device: Device) -> list[tuple[int, int]]:
+def allocate_all(device: Device) -> list[tuple[int, int]]:
+    """Take all memory that can be had, in blocks that halve where one is refused; return each block's number and bytes."""
     blocks: list[tuple[int, int]] = []
-    size = min(LARGEST_BLOCK, device.facts.largest_block // PAIR_BYTES * PAIR_BYTES)
+    # Powers of two fit the pages that drivers hand out, so that no block leaves a part of one unused.
+    size = 1 << (min(LARGEST_BLOCK, device.facts.largest_block).bit_length() - 1)
     left = device.facts.total_bytes - device.facts.reserved_bytes
     while size >= SMALLEST_BLOCK and left >= SMALLEST_BLOCK:
         if size > left:
@@ -140,9 +142,9 @@ def _pass(device: Device, blocks: list[tuple[int, int]], pattern: str, seed: int
     total = sum(size for _, size in blocks)
     started = time.monotonic()
     for number, (block, _) in enumerate(blocks):
-        device.fill(block, _block_seed(seed, number))
+        device.fill(block, block_seed(seed, number))
     filled = time.monotonic()
-    found = [device.compare(block, _block_seed(seed, number)).mismatches for number, (block, _) in enumerate(blocks)]
+    found = [device.compare(block, block_seed(seed, number)).mismatches for number, (block, _) in enumerate(blocks)]
     compared = time.monotonic()
     verified = sum(size for (_, size), wrong in zip(blocks, found, strict=True) if not wrong)
     fill_seconds, compare_seconds = filled - started, compared - filled
@@ -156,8 +158,8 @@ def _pass(device: Device, blocks: list[tuple[int, int]], pattern: str, seed: int
     ), verified
 
 
-def _block_seed(seed: int, number: int) -> int:
-    # Each block gets another stretch of the pattern, so that two blocks mapped onto the same memory are noticed.
+def block_seed(seed: int, number: int) -> int:
+    """Give each block another stretch of the pattern, so that two blocks mapped onto the same memory are noticed."""
     return (seed + (number << 33)) % 2**64 or 1 if seed else 0
 
 

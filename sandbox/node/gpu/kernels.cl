@@ -1,7 +1,9 @@
 /* The wipe's kernels, one text for OpenCL C 1.2 and CUDA C++ (`nvcc -ptx -x cu`).
  *
  * Memory is handled in pairs of 64-bit words (16 bytes an access). Counters are 32 bits wide: a chunk has at most 2^30 words.
- * `tally[0]` counts words, `tally[1]` holds the lowest index of a wrong word, or 0xffffffff.
+ * `tally[0]` counts wrong words, `tally[1]` holds the lowest index of one, or 0xffffffff, `tally[2]` counts the faults that are told of:
+ * from `tally + 4` on follow at most 64 pairs of 64-bit words, the index of a wrong word and the bits in which it differs. Each thread
+ * tells of the first that it meets, so that memory full of residue costs no more atomic operations than there are threads.
  */
 #ifdef __OPENCL_VERSION__
 #define KERNEL __kernel void
@@ -54,28 +56,62 @@ pair expected(u64 index, u64 seed)
     return seed ? PAIR(z, ~z) : PAIR(0, 0);
 }
 
+#define FAULTS 64
+
+/* Four accesses are under way at a time: one alone leaves a fast memory waiting for its own latency. */
 KERNEL fill(GLOBAL pair *memory, u64 pairs, u64 seed)
 {
-    for (u64 i = GID; i < pairs; i += GSIZE)
+    const u64 step = GSIZE;
+    u64 i = GID;
+    for (; i + 3 * step < pairs; i += 4 * step) {
+        memory[i] = expected(i, seed);
+        memory[i + step] = expected(i + step, seed);
+        memory[i + 2 * step] = expected(i + 2 * step, seed);
+        memory[i + 3 * step] = expected(i + 3 * step, seed);
+    }
+    for (; i < pairs; i += step)
         memory[i] = expected(i, seed);
 }
 
+#define CHECK(seen, index)                                                       \
+    {                                                                            \
+        const pair want = expected(index, seed);                                 \
+        const u64 low = (seen).x ^ want.x, high = (seen).y ^ want.y;             \
+        if (low | high) {                                                        \
+            if (!wrong) {                                                        \
+                first = 2 * (index) + (low ? 0 : 1);                             \
+                bits = low ? low : high;                                         \
+            }                                                                    \
+            wrong += (low ? 1 : 0) + (high ? 1 : 0);                             \
+        }                                                                        \
+    }
+
 KERNEL compare(const GLOBAL pair *memory, u64 pairs, u64 seed, GLOBAL u32 *tally)
 {
+    const u64 step = GSIZE;
     u32 wrong = 0;
-    u32 first = 0xffffffffu;
-    for (u64 i = GID; i < pairs; i += GSIZE) {
-        pair seen = memory[i];
-        pair want = expected(i, seed);
-        u32 low = seen.x != want.x;
-        u32 high = seen.y != want.y;
-        wrong += low + high;
-        if ((low | high) && first == 0xffffffffu)
-            first = (u32)(2 * i + (low ? 0 : 1));
+    u64 first = 0, bits = 0;
+    u64 i = GID;
+    for (; i + 3 * step < pairs; i += 4 * step) {
+        const pair one = memory[i], two = memory[i + step], three = memory[i + 2 * step], four = memory[i + 3 * step];
+        CHECK(one, i)
+        CHECK(two, i + step)
+        CHECK(three, i + 2 * step)
+        CHECK(four, i + 3 * step)
+    }
+    for (; i < pairs; i += step) {
+        const pair last = memory[i];
+        CHECK(last, i)
     }
     if (wrong) {
         ADD(tally, wrong);
-        LEAST(tally + 1, first);
+        LEAST(tally + 1, (u32)first);
+        const u32 slot = ADD(tally + 2, 1);
+        if (slot < FAULTS) {
+            GLOBAL u64 *fault = (GLOBAL u64 *)(tally + 4) + 2 * slot;
+            fault[0] = first;
+            fault[1] = bits;
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from importlib import resources
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 import pyopencl as cl
 
 from sandbox.node.gpu.device import (
+    EMPTY_TALLY,
+    MATRIX_STEP,
     PAIR_BYTES,
+    TALLY_WORDS,
     Comparison,
     DeviceError,
     DeviceFacts,
@@ -18,8 +22,12 @@ from sandbox.node.gpu.device import (
     LocalScrub,
     OutOfDeviceMemoryError,
 )
+from sandbox.node.gpu.sysfs import pci_uuid
+from sandbox.node.gpu.tally import comparison
 
 _GROUP = 64
+_PRODUCT_GROUP = 256
+_EXTENSIONS = {"fp64": "cl_khr_fp64", "fp16": "cl_khr_fp16"}
 _VISITS = 8
 """Groups a unit in the local scrub: each fills a unit's local memory, so that units are visited several times over."""
 _NO_MEMORY = {cl.status_code.MEM_OBJECT_ALLOCATION_FAILURE, cl.status_code.OUT_OF_RESOURCES, cl.status_code.INVALID_BUFFER_SIZE,
@@ -41,10 +49,8 @@ def _devices() -> list[cl.Device]:
 
 def _facts(device: cl.Device, index: int) -> DeviceFacts:
     name = device.name.strip()
-    # OpenCL has no portable serial number; vendor, name and position name the device within this machine.
-    identity = hashlib.sha256(f"{device.vendor}|{name}|{index}".encode()).hexdigest()[:24]
     return DeviceFacts(
-        uuid=f"OCL-{identity}",
+        uuid=_uuid(device, name, index),
         name=name,
         backend="opencl",
         total_bytes=device.global_mem_size,
@@ -55,8 +61,16 @@ def _facts(device: cl.Device, index: int) -> DeviceFacts:
     )
 
 
+def _uuid(device: cl.Device, name: str, index: int) -> str:
+    """Name a device by its place on the PCI bus, as the kernel does; where OpenCL does not tell it, by vendor, name and position."""
+    with contextlib.suppress(cl.Error, AttributeError):
+        place: Any = device.get_info(cl.device_info.TOPOLOGY_AMD)
+        return pci_uuid(f"0000:{place.bus:02x}:{place.device:02x}.{place.function}")
+    return f"OCL-{hashlib.sha256(f'{device.vendor}|{name}|{index}'.encode()).hexdigest()[:24]}"
+
+
 class OpenClDevice:
-    """One OpenCL device; see ``sandbox.node.gpu.device.Device``."""
+    """One OpenCL device; see ``sandbox.node.gpu.device.Workbench``."""
 
     def __init__(self, uuid: str) -> None:
         """Open the device called ``uuid``. Raises ``DeviceNotFoundError``."""
@@ -74,7 +88,13 @@ class OpenClDevice:
             self._kernels: dict[str, Any] = {name: cl.Kernel(program, name) for name in ("fill", "compare", "scrub")}
         except cl.Error as error:
             raise DeviceError(f"opening the device: {error}") from error
-        self._tally = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, 16)
+        self._tally = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, 4 * TALLY_WORDS)
+        self._marks = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, 4 * self.facts.units * _VISITS)
+        # Drivers allocate on first use, and later there is no memory left for these.
+        for buffer in (self._tally, self._marks):
+            self._move(buffer, np.zeros(buffer.size, np.uint8))
+        self._products: Any = None
+        self._staging: tuple[cl.Buffer, Any] | None = None
         self._buffers: dict[int, cl.Buffer] = {}
 
     def allocate(self, size: int) -> int:
@@ -99,19 +119,16 @@ class OpenClDevice:
     def compare(self, buffer: int, seed: int) -> Comparison:
         """See ``Device.compare``."""
         target = self._buffers[buffer]
-        tally = np.array([0, 0xFFFFFFFF, 0, 0], np.uint32)
-        self._write_tally(tally)
+        tally = np.zeros(TALLY_WORDS, np.uint32)
+        tally[:4] = EMPTY_TALLY
+        self._move(self._tally, tally)
         self._run(self._kernels["compare"], self._grid, target, np.uint64(target.size // PAIR_BYTES), np.uint64(seed), self._tally)
-        self._read_tally(tally)
-        return Comparison(int(tally[0]), int(tally[1]) if tally[0] else None)
+        self._move(tally, self._tally)
+        return comparison(tally)
 
     def copy(self, source: int, target: int) -> None:
         """See ``Device.copy``."""
-        try:
-            cl.enqueue_copy(self._queue, self._buffers[target], self._buffers[source])
-            self._queue.finish()
-        except cl.Error as error:
-            raise DeviceError(f"copying: {error}") from error
+        self._move(self._buffers[target], self._buffers[source])
 
     def scrub_local(self, seed: int) -> LocalScrub:
         """See ``Device.scrub_local``; visits are inferred from the number of groups, since OpenCL does not name units."""
@@ -120,16 +137,56 @@ class OpenClDevice:
         words = (self._device.local_mem_size - used) // 4
         groups = self.facts.units * _VISITS
         units = np.zeros(groups, np.uint32)
-        marks = cl.Buffer(self._context, cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR, hostbuf=units)
+        self._move(self._marks, units)
         tally = np.zeros(4, np.uint32)
-        self._write_tally(tally)
+        self._move(self._tally, tally)
         local = cl.LocalMemory(words * 4)
-        self._run(kernel, (groups * _GROUP, _GROUP), self._tally, marks, np.uint64(seed), np.uint32(words), local)
-        self._read_tally(tally)
-        cl.enqueue_copy(self._queue, units, marks, is_blocking=True)
-        marks.release()
+        self._run(kernel, (groups * _GROUP, _GROUP), self._tally, self._marks, np.uint64(seed), np.uint32(words), local)
+        self._move(tally, self._tally)
+        self._move(units, self._marks)
         visited = self.facts.units if bool(units.all()) else 0
         return LocalScrub(self.facts.units, visited, words * 4, int(tally[0]), proven=False)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """See ``Workbench.kinds``; each but fp32 and int8 is an extension that devices may lack."""
+        return ("fp32", *(kind for kind, word in _EXTENSIONS.items() if word in self._device.extensions.split()), "int8")
+
+    def write(self, buffer: int, data: bytes) -> None:
+        """See ``Workbench.write``."""
+        self._move(self._buffers[buffer], np.frombuffer(data, np.uint8))
+
+    def read(self, buffer: int, size: int) -> bytes:
+        """See ``Workbench.read``."""
+        data = np.empty(size, np.uint8)
+        self._move(data, self._buffers[buffer])
+        return data.tobytes()
+
+    def transfer(self, buffer: int, size: int, *, to_device: bool) -> None:
+        """See ``Workbench.transfer``; drivers pin what they allocate themselves, and mapping keeps it so."""
+        if self._staging is None or self._staging[0].size < size:
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
+            pinned = cl.Buffer(self._context, flags, size)
+            both = cl.map_flags.READ | cl.map_flags.WRITE
+            mapped: Any = cl.enqueue_map_buffer  # its stub knows neither plain sizes nor NumPy's scalar types
+            view, _ = mapped(self._queue, pinned, both, 0, size, np.uint8)
+            self._staging = pinned, view
+        host, device = self._staging[1][:size], self._buffers[buffer]
+        self._move(*((device, host) if to_device else (host, device)))
+
+    def multiply(self, kind: str, matrices: tuple[int, int, int], n: int, times: int) -> None:
+        """See ``Workbench.multiply``."""
+        if self._products is None:
+            source = resources.files("sandbox.node.gpu").joinpath("matmul.cl").read_text("utf-8")
+            options = [f"-D{name.upper()}" for name in _EXTENSIONS if name in self.kinds]
+            try:
+                self._products = cl.Program(self._context, source).build(options)
+            except cl.Error as error:
+                raise DeviceError(f"building the matrix products: {error}") from error
+        kernel = cl.Kernel(self._products, f"multiply_{kind}")
+        grid = ((n // MATRIX_STEP) ** 2 * _PRODUCT_GROUP, _PRODUCT_GROUP)
+        for _ in range(times):
+            self._run(kernel, grid, *(self._buffers[matrix] for matrix in matrices), np.uint32(n))
 
     def close(self) -> None:
         """See ``Device.close``."""
@@ -150,8 +207,9 @@ class OpenClDevice:
         except cl.Error as error:
             raise DeviceError(f"running a kernel: {error}") from error
 
-    def _write_tally(self, values: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-        cl.enqueue_copy(self._queue, self._tally, values, is_blocking=True)
-
-    def _read_tally(self, values: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-        cl.enqueue_copy(self._queue, values, self._tally, is_blocking=True)
+    def _move(self, target: Any, source: Any) -> None:  # noqa: ANN401  (buffers and arrays)
+        try:
+            cl.enqueue_copy(self._queue, target, source)
+            self._queue.finish()
+        except cl.Error as error:
+            raise DeviceError(f"copying: {error}") from error

@@ -1,4 +1,7 @@
-"""Which lease has which GPU. A GPU is leased whole, by UUID, and by one lease at a time."""
+"""Which lease has which GPU. A GPU (or MIG instance) is leased whole, by UUID, and by one lease at a time.
+
+NVIDIA's reach a container through a CDI device that names them; others by their own device files, of which no other lease has one.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 from sandbox.errors import JobError
 
 if TYPE_CHECKING:
-    from sandbox.node.gpu.inventory import Inventory
+    from sandbox.node.gpu.model import Inventory
 
 
 class DeviceFields(TypedDict):
@@ -33,7 +36,9 @@ class GpuPool:
         if count == 0:
             return ()
         with self._lock:
-            free = [gpu.uuid for gpu in self.inventory.gpus if gpu.uuid not in self._held and gpu.memory - gpu.reserved >= memory]
+            fitting = [gpu for gpu in self.inventory.gpus if gpu.uuid not in self._held and gpu.memory - gpu.reserved >= memory]
+            # The smallest that fit are given first, so that the large ones are left for those who need them.
+            free = [gpu.uuid for gpu in sorted(fitting, key=lambda gpu: gpu.memory)]
             if len(free) < count:
                 raise JobError(
                     "not enough free GPUs on this node",
@@ -42,7 +47,8 @@ class GpuPool:
                     wanted=f"{count} with {memory} bytes each",
                     fix="ask for fewer GPUs, or wait",
                 )
-            if not self._cdi:
+            taken = tuple(free[:count])
+            if not self._cdi and any(self._by_cdi(uuid) for uuid in taken):
                 raise JobError(
                     "the Docker Engine cannot hand out single GPUs",
                     rule="cdi",
@@ -50,7 +56,6 @@ class GpuPool:
                     wanted="Docker Engine 25 or newer with CDI",
                     fix='update Docker on this node; before 28.3 also set {"features": {"cdi": true}} in its daemon.json',
                 )
-            taken = tuple(free[:count])
             self._held.update(dict.fromkeys(taken, lease))
             return taken
 
@@ -61,4 +66,11 @@ class GpuPool:
 
     def devices(self, uuids: tuple[str, ...]) -> DeviceFields:
         """Return how a plan names these GPUs."""
-        return {"devices": (), "cdi": tuple(f"sealrig.dev/gpu={uuid}" for uuid in uuids)}
+        nodes = [node for gpu in self.inventory.gpus if gpu.uuid in uuids for node in gpu.nodes]
+        return {
+            "devices": tuple(dict.fromkeys(nodes)),  # AMD's control device is the same for all cards
+            "cdi": tuple(f"sealrig.dev/gpu={uuid}" for uuid in uuids if self._by_cdi(uuid)),
+        }
+
+    def _by_cdi(self, uuid: str) -> bool:
+        return not next(gpu.nodes for gpu in self.inventory.gpus if gpu.uuid == uuid)

@@ -10,35 +10,34 @@ from pydantic import ValidationError
 
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.erase import DeviceWipe
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.model import Gpu
 
 TIME_LIMIT_SECONDS = 300.0
 """The longest one device may take; an 80 GB card behind a slow driver needs under a minute."""
 _REPORT_MAX_BYTES = 1024 * 1024
 
 
+def facts_of(gpu: Gpu) -> DeviceFacts:
+    """Return what is known of a GPU of the inventory before a worker opens it."""
+    return DeviceFacts(gpu.uuid, gpu.name, gpu.backend, gpu.memory, gpu.reserved, gpu.memory, 0, 0)
+
+
 def list_devices(backend: str = "auto") -> list[DeviceFacts]:
-    """Return the devices that can be wiped.
+    """Return the devices that can be worked on.
 
-    ``auto`` takes CUDA for NVIDIA cards and OpenCL for GPUs that CUDA does not know; a CPU that speaks OpenCL is no GPU and is
-    listed only when ``opencl`` is asked for by name.
+    ``auto`` takes CUDA for NVIDIA cards and OpenCL for the other GPUs; a CPU that speaks OpenCL is no GPU and is listed only when
+    ``opencl`` is asked for by name.
     """
-    found: list[DeviceFacts] = []
-    if backend in {"cuda", "auto"}:
-        found += _cuda()
     if backend == "opencl":
-        found += _opencl(gpus_only=False)
+        return _opencl(gpus_only=False)
+    gpus = inventory().gpus
+    found = [facts_of(gpu) for gpu in gpus if backend in ("auto", gpu.backend)]
     if backend == "auto":
-        names = {facts.name for facts in found}
-        found += [facts for facts in _opencl(gpus_only=True) if facts.name not in names]
+        known, nvidia = {facts.uuid for facts in found}, any(gpu.backend == "cuda" for gpu in gpus)
+        # NVIDIA's cards speak OpenCL too, under another name; they are wiped once.
+        found += [facts for facts in _opencl(gpus_only=True) if facts.uuid not in known and not (nvidia and "NVIDIA" in facts.name)]
     return found
-
-
-def _cuda() -> list[DeviceFacts]:
-    try:
-        from sandbox.node.gpu import cuda
-    except ImportError:
-        return []
-    return cuda.list_devices()
 
 
 def _opencl(*, gpus_only: bool) -> list[DeviceFacts]:

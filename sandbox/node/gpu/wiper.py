@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from attestation.wipe import GpuWipe
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.erase import DeviceWipe
-from sandbox.node.gpu.inventory import Inventory, inventory
-from sandbox.node.gpu.vram import list_devices, wipe_device
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.model import Gpu, Inventory
+from sandbox.node.gpu.vram import facts_of, wipe_device
 
 
 class VramWiper:
@@ -17,11 +18,10 @@ class VramWiper:
 
     def __init__(
         self,
-        devices: Callable[[], Iterable[DeviceFacts]] = list_devices,
         wipe_one: Callable[[DeviceFacts], DeviceWipe] = wipe_device,
         look: Callable[[], Inventory] = inventory,
     ) -> None:
-        self._devices, self._wipe_one, self._look = devices, wipe_one, look
+        self._wipe_one, self._look = wipe_one, look
 
     def wipe(self, uuids: tuple[str, ...]) -> tuple[GpuWipe, ...]:
         """Wipe exactly these GPUs; return one record for each, in order. Never raises."""
@@ -31,21 +31,24 @@ class VramWiper:
         """Wipe exactly these GPUs; return the full report of each, in order. Never raises."""
         if not uuids:
             return ()
-        held = {gpu.uuid: gpu.processes for gpu in self._look().gpus}
-        known = {facts.uuid: facts for facts in self._devices()}
+        known = {gpu.uuid: gpu for gpu in self._look().gpus}
         with ThreadPoolExecutor(len(uuids)) as pool:
-            return tuple(pool.map(lambda uuid: self._one(uuid, known.get(uuid), held.get(uuid, ())), uuids))
+            return tuple(pool.map(lambda uuid: self._one(uuid, known.get(uuid)), uuids))
 
-    def _one(self, uuid: str, facts: DeviceFacts | None, processes: tuple[int, ...]) -> DeviceWipe:
-        if facts is None:
+    def _one(self, uuid: str, gpu: Gpu | None) -> DeviceWipe:
+        if gpu is None:
             return DeviceWipe(uuid=uuid, name="", backend="none", failures=("no driver on this node knows this device",))
-        if processes:
-            shown = ", ".join(str(pid) for pid in processes[:8])
-            return DeviceWipe(
-                uuid=uuid, name=facts.name, backend=facts.backend, total_bytes=facts.total_bytes, reserved_bytes=facts.reserved_bytes,
-                failures=(f"processes still hold the device: {shown}",),
-            )  # fmt: skip
-        return self._wipe_one(facts)
+        if gpu.processes is None:
+            return _refused(gpu, "the driver does not tell which processes hold the device")
+        if gpu.processes:
+            return _refused(gpu, f"processes still hold the device: {', '.join(str(pid) for pid in gpu.processes[:8])}")
+        return self._wipe_one(facts_of(gpu))
+
+
+def _refused(gpu: Gpu, why: str) -> DeviceWipe:
+    return DeviceWipe(
+        uuid=gpu.uuid, name=gpu.name, backend=gpu.backend, total_bytes=gpu.memory, reserved_bytes=gpu.reserved, failures=(why,)
+    )
 
 
 def record(report: DeviceWipe) -> GpuWipe:

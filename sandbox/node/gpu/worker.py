@@ -6,15 +6,16 @@ node put a time limit on a driver that hangs.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 from typing import TextIO
 
-from sandbox.node.gpu.device import Device, DeviceError
+from sandbox.node.gpu.device import DeviceError, Workbench
 from sandbox.node.gpu.erase import DeviceWipe, erase
 
 
-def open_device(backend: str, uuid: str) -> Device:
+def open_device(backend: str, uuid: str) -> Workbench:
     """Open a device by backend name (``cuda`` or ``opencl``) and UUID. Raises ``DeviceError``."""
     if backend == "cuda":
         from sandbox.node.gpu.cuda import CudaDevice
@@ -32,7 +33,8 @@ def wipe(backend: str, uuid: str) -> DeviceWipe:
     except DeviceError as error:
         return DeviceWipe(uuid=uuid, name="", backend=backend, failures=(str(error),))
     report = erase(device, secrets.randbits(63) | 1, progress=lambda step: _say(sys.stderr, step))
-    device.close()
+    with contextlib.suppress(DeviceError):  # a lost device cannot be closed; the report says what was lost, and the process ends now
+        device.close()
     return report
 
 

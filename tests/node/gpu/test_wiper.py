@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.erase import DeviceWipe, erase
-from sandbox.node.gpu.inventory import Gpu, Inventory
+from sandbox.node.gpu.model import Gpu, Inventory
 from sandbox.node.gpu.wiper import VramWiper
 from tests.node.gpu.ram_device import MIB, FlipsAWord, RamDevice
 
@@ -26,7 +26,7 @@ def seen(*processes: int) -> Inventory:
 
 
 def test_each_device_is_reported_in_order_and_failures_stay_failures() -> None:
-    good, bad, unknown = VramWiper(lambda: CARDS, wipe_one, seen).wipe(("GPU-0", "GPU-1", "GPU-9"))
+    good, bad, unknown = VramWiper(wipe_one, seen).wipe(("GPU-0", "GPU-1", "GPU-9"))
     assert (good.uuid, good.ok, good.verified_bytes) == ("GPU-0", True, 4 * MIB)
     assert (bad.uuid, bad.ok) == ("GPU-1", False)
     assert bad.mismatches == 2  # one word in each pass
@@ -35,7 +35,7 @@ def test_each_device_is_reported_in_order_and_failures_stay_failures() -> None:
 
 def test_a_device_that_somebody_holds_is_not_touched() -> None:
     touched = []
-    wiper = VramWiper(lambda: CARDS, lambda facts: touched.append(facts) or wipe_one(facts), lambda: seen(4711))
+    wiper = VramWiper(lambda facts: touched.append(facts) or wipe_one(facts), lambda: seen(4711))
     report = wiper.reports(("GPU-0",))[0]
     assert not report.ok
     assert "4711" in report.failures[0]
@@ -43,4 +43,4 @@ def test_a_device_that_somebody_holds_is_not_touched() -> None:
 
 
 def test_no_gpu_is_no_report() -> None:
-    assert VramWiper(lambda: CARDS, wipe_one, seen).wipe(()) == ()
+    assert VramWiper(wipe_one, seen).wipe(()) == ()
