@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from attestation.qualification import Card
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.model import BundleDigest, LeaseId, NodeId, Sha256Digest, TenantName, TokenId, UtcTime
 
@@ -272,6 +273,22 @@ class NodeRegistration(Message):
     inventory: dict[str, Any] = {}
 
 
+class QualificationSubmission(Message):
+    """A node's qualification of its GPUs (payload: ``attestation.qualification.Qualification``), signed by the node's key."""
+
+    qualification: EnvelopeJson
+
+
+class QualificationInfo(Message):
+    """The newest qualification of a node's GPUs. ``digest`` is of the signed envelope, as it stands in the audit log."""
+
+    digest: Sha256Digest
+    mode: Literal["quick", "full"]
+    at: UtcTime
+    floors_date: str
+    cards: tuple[Card, ...]
+
+
 class NodeInfo(Message):
     """A node as operators, auditors and customers see it."""
 
@@ -284,6 +301,7 @@ class NodeInfo(Message):
     detail: str = ""
     last_seen: UtcTime
     leases: tuple[LeaseId, ...] = ()
+    qualification: QualificationInfo | None = None
 
 
 class PollRequest(Message):

@@ -1,4 +1,4 @@
-"""Make the PTX that nodes load from the kernels' sources: ``python deploy/dev/ptx.py`` (needs nvcc; nodes and tests need only what it made).
+"""Make the PTX that nodes load: ``python deploy/dev/ptx.py`` (needs nvcc; nodes and tests need only what it made).
 
 The ISA version is set to the oldest that has the instructions, so that older drivers take it, and the digest of the source stands in the
 first line, so that a test notices PTX that was not made anew.

@@ -39,7 +39,7 @@ _COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("Customer", "config", "settings:app", "Keep server address and token."),
     ("Operator", "serve", "serve:serve", "Run the control plane."),
     ("Operator", "token", "tokens:app", "Issue, list and revoke tokens."),
-    ("Operator", "node", "node:app doctor:app attesting:app", "Run and look after nodes."),
+    ("Operator", "node", "node:app doctor:app attesting:app qualifying:app", "Run and look after nodes."),
     ("Operator", "policy", "policy:app applied:app", "Check, test, explain and apply policies."),
     ("Auditor", "receipt", "receipts:app", "Verify a receipt, offline."),
     ("Auditor", "evidence", "evidence:app", "Verify one piece of evidence, offline."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from policies.loader import load_policy
 from policies.model import NodeFacts
 from sandbox.admission import launch_request
 from sandbox.control.database.models import LeaseRow, NodeRow
+from sandbox.control.fitness import UNKNOWN, grades
 from sandbox.control.transitions import document
 from sandbox.errors import StateError
 from sandbox.job import JobStatement, parse_statement
@@ -40,15 +42,18 @@ def admit(policy: bytes, statement: JobStatement, tenant: str, node: NodeFacts |
     return Admission(decision.allowed, reasons)
 
 
-def node_facts(node: NodeRow, evidence: Evidence, level: Level) -> NodeFacts:
-    """Return what policies are told of a node: its level as graded by the server, the rest as the node says."""
+def node_facts(node: NodeRow, evidence: Evidence, level: Level, grades: Mapping[str, str]) -> NodeFacts:
+    """Return what policies are told of a node: its level as graded by the server, the rest as the node says.
+
+    ``grades`` has what its GPUs are fit for, by uuid.
+    """
     scratch = node.inventory.get("scratch", ())
     engine = node.inventory.get("engine", {})
     return NodeFacts(
         node=node.id,
         level=int(level),
         posture={fact.id: fact.result for fact in evidence.posture},
-        gpus=tuple(gpu.model_dump() for gpu in evidence.gpus),
+        gpus=tuple({**gpu.model_dump(), "grade": grades.get(gpu.uuid, UNKNOWN)} for gpu in evidence.gpus),
         isolation=tuple(node.capacity.get("isolation", ("container",))),
         scratch=tuple(str(kind) for kind in scratch) if isinstance(scratch, list) else (),
         engine={str(key): str(value) for key, value in engine.items()} if isinstance(engine, dict) else {},
@@ -69,4 +74,4 @@ def admit_again(session: Session, lease: LeaseRow, evidence: Evidence, level: Le
         )
     payload = Envelope.from_bytes(job).payload
     parse_json(payload)
-    return admit(policy, parse_statement(payload), lease.tenant, node_facts(node, evidence, level))
+    return admit(policy, parse_statement(payload), lease.tenant, node_facts(node, evidence, level, grades(session, node)))

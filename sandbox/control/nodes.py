@@ -13,6 +13,7 @@ from attestation.signing import Envelope, VerifyKey, b64encode
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
 from sandbox.control.database.models import LeaseRow, NodeRow, TokenRow
+from sandbox.control.fitness import show_qualification
 from sandbox.control.placement import place
 from sandbox.control.transitions import document
 from sandbox.errors import AccessError, NotFoundError, StateError
@@ -148,6 +149,7 @@ def _info(session: Session, caller: Caller, row: NodeRow) -> NodeInfo:
         detail="; ".join(filter(None, (row.detail, stale))),
         last_seen=row.last_seen,
         leases=tuple(session.scalars(mine)),
+        qualification=show_qualification(session, row),
     )
 
 

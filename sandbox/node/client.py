@@ -14,7 +14,17 @@ from pydantic import BaseModel, ValidationError
 
 from attestation.signing import b64encode
 from sandbox.errors import AccessError, InputError, NotFoundError, SealrigError, ServerError, StateError
-from sandbox.wire import IncidentSubmission, LeaseInfo, NodeInfo, NodeRegistration, PollAnswer, PollRequest, Problem, ReportSubmission
+from sandbox.wire import (
+    IncidentSubmission,
+    LeaseInfo,
+    NodeInfo,
+    NodeRegistration,
+    PollAnswer,
+    PollRequest,
+    Problem,
+    QualificationSubmission,
+    ReportSubmission,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +69,11 @@ class ControlClient:
         """Say what this node is."""
         answer = self._call("PUT", f"/v1/nodes/{self.node}", json=registration.model_dump(mode="json"))
         return _parsed(NodeInfo, answer)
+
+    def qualify(self, envelope: Envelope) -> NodeInfo:
+        """Send the signed qualification of this node's GPUs; the same one twice is one."""
+        body = QualificationSubmission(qualification=envelope.to_json()).model_dump(mode="json")
+        return _parsed(NodeInfo, self._call("PUT", f"/v1/nodes/{self.node}/qualification", json=body))
 
     def poll(self, request: PollRequest) -> PollAnswer:
         """Ask for work; held open for ``request.wait`` seconds at most."""

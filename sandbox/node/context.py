@@ -53,10 +53,6 @@ class Node:
     _fetching: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def facts_now(self) -> NodeFacts:
-        """Return the facts that policies see, with the posture of this moment."""
-        return self.facts.model_copy(update={"posture": {fact.id: fact.result for fact in self.posture()}})
-
     @contextmanager
     def fetching(self, bundle: str) -> Iterator[None]:
         """Hold while a bundle is fetched, so that two leases do not write one file."""

@@ -13,16 +13,13 @@ from attestation.signing import b64encode
 if TYPE_CHECKING:
     from attestation.signing import Envelope
     from sandbox.node.context import Node
+    from sandbox.node.gpu.model import Inventory
     from sandbox.node.plan import LaunchPlan
 
 
-def make(
-    node: Node, plan: LaunchPlan, *, nonce: str, lease_public_key: bytes, job_digest: str, policy_digest: str, leased: tuple[str, ...]
-) -> Envelope:
-    """Return the signed evidence. Raises ``AttestationError`` where a device that should vouch does not."""
-    digest, version = runner_digest()
-    inventory = node.gpus.inventory
-    gpus = tuple(
+def gpu_facts(inventory: Inventory, leased: tuple[str, ...]) -> tuple[GpuFact, ...]:
+    """Return what evidence and policies are told of all of a node's GPUs."""
+    return tuple(
         GpuFact(
             uuid=gpu.uuid,
             name=gpu.name,
@@ -36,6 +33,15 @@ def make(
         )
         for gpu in inventory.gpus
     )
+
+
+def make(
+    node: Node, plan: LaunchPlan, *, nonce: str, lease_public_key: bytes, job_digest: str, policy_digest: str, leased: tuple[str, ...]
+) -> Envelope:
+    """Return the signed evidence. Raises ``AttestationError`` where a device that should vouch does not."""
+    digest, version = runner_digest()
+    inventory = node.gpus.inventory
+    gpus = gpu_facts(inventory, leased)
     evidence = Evidence(
         lease=plan.lease,
         node=node.id,

@@ -122,6 +122,11 @@ class NodeFolder:
         return self.root / "state.json"
 
     @property
+    def qualification(self) -> Path:
+        """The newest signed qualification of this node's GPUs."""
+        return self.root / "qualification.json"
+
+    @property
     def cache(self) -> Path:
         """Downloaded bundles: ciphertext."""
         return self.root / "cache"

@@ -21,6 +21,7 @@ from sandbox.node.gpu import cdi
 from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.model import Inventory
 from sandbox.node.gpu.pool import GpuPool
+from sandbox.node.gpu.touch import keep_accounts
 from sandbox.node.gpu.wiper import VramWiper
 from sandbox.node.layout import NodeFolder
 from sandbox.node.posture import posture_facts
@@ -57,6 +58,9 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     engine = Engine(settings.docker_url)
     facts = engine.facts()
     found = inventory()
+    accounted = [gpu.uuid for gpu in found.gpus if gpu.backend == "cuda" and keep_accounts(gpu.uuid)]
+    if found.gpus:
+        _log.info("gpus", found=len(found.gpus), accounted=len(accounted), why="those not accounted for are wiped before each lease too")
     isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
     kinds = available_kinds()
     confinement, why = profile_for_jobs(engine_confines=facts.apparmor)
@@ -75,7 +79,6 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
             level=int(reachable_level(settings.evidence)),
             isolation=isolation,
             scratch=kinds,
-            gpus=tuple({"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory} for gpu in found.gpus),
             engine={"version": facts.version, "api": facts.api_version, "cgroup": facts.cgroup_version, "runsc": facts.gvisor_args},
         ),
         posture=lambda: posture_facts(engine.facts()),

@@ -40,6 +40,7 @@ from sandbox.errors import JobError, ReleaseError, SealrigError, ServerError
 from sandbox.job import JOB_PAYLOAD_TYPE, parse_statement
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import egress, evidence, inputs, views
+from sandbox.node.facts import facts_now
 from sandbox.node.inbox import Ended
 from sandbox.node.limits import Verdict
 from sandbox.node.plan import HostFacts, make_plan
@@ -93,18 +94,20 @@ def place(story: Story) -> Placed:
             wanted=statement.policy_digest,
             fix="submit the job again under the current policy",
         )
-    decision = evaluate(policy, launch_request(statement, statement.tenant), story.node.facts_now())
+    spec = statement.job.spec
+    # Taken first, because rules may ask of the very GPUs; they are this lease's to wipe once the policy has said yes.
+    gpus = story.node.gpus.take(story.lease, spec.resources.gpus, spec.resources.gpu_memory)
+    decision = evaluate(policy, launch_request(statement, statement.tenant), facts_now(story.node, gpus))
     if not decision.allowed:
         reasons = "; ".join(f"{reason.rule}: seen {reason.seen}, wanted {reason.wanted}" for reason in decision.reasons)
         raise Ended(Verdict(Outcome.DENIED, None, None, f"the policy says no on this node: {reasons}"))
-    spec = statement.job.spec
     if spec.isolation == "gvisor" and "gvisor" not in story.node.facts.isolation:
         raise Ended(Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's Docker Engine has no runtime runsc"))
     if spec.isolation == "gvisor" and spec.network != "none" and "--network=none" in story.node.facts.engine.get("runsc", ""):
         raise Ended(
             Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's runtime runsc gives no network (--network=none)")
         )
-    story.account.gpus = story.node.gpus.take(story.lease, spec.resources.gpus, spec.resources.gpu_memory)
+    story.account.gpus = gpus
     _clean(story)
     kind = choose(spec.resources.scratch, policy.policy.spec.scratch.kind, available_memory=available_memory(), kinds=available_kinds())
     return Placed(statement, envelope.digest, customer, policy, kind)

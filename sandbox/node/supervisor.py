@@ -19,6 +19,7 @@ from sandbox.node.inbox import Inbox
 from sandbox.node.inputs import prune
 from sandbox.node.journal import Journal
 from sandbox.node.limits import Verdict
+from sandbox.node.qualification import kept
 from sandbox.node.report import Reporter
 from sandbox.wire import Capacity, NodeRegistration, PollRequest
 
@@ -108,7 +109,17 @@ class Supervisor:
                 _log.warning("not registered yet", reason=error.message)
                 self._stopping.wait(RETRY_SECONDS)
             else:
+                self._qualified()
                 return
+
+    def _qualified(self) -> None:
+        """Send the qualification of the GPUs that the operator had made; the control plane may have it already."""
+        found = kept(self._node.folder, self._node.key.public)
+        if found is not None:
+            try:
+                self._node.client.qualify(found[0])
+            except SealrigError as error:
+                _log.warning("qualification not sent", reason=error.message)
 
     def _take(self, answer: PollAnswer) -> None:
         seen = {assignment.lease: assignment for assignment in answer.assignments}

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
-from sandbox.control import incidents, logs, nodes, reports, views
+from sandbox.control import incidents, logs, nodes, qualifications, reports, views
 from sandbox.control.api.auth import AnyCaller, ControlDep, NodeCaller, Operator, Person
 from sandbox.control.api.leases import envelope
 from sandbox.errors import LimitError
@@ -22,6 +22,7 @@ from sandbox.wire import (
     NodeRegistration,
     PollAnswer,
     PollRequest,
+    QualificationSubmission,
     ReportSubmission,
 )
 
@@ -45,6 +46,13 @@ def register(node: NodeId, request: NodeRegistration, control: ControlDep, calle
     """Register a node, or say anew what it can give. Its token is bound to it."""
     nodes.register(control, caller, node, request)
     return nodes.show_node(control, replace(caller, node=node), node)
+
+
+@router.put("/{node}/qualification")
+def qualify(node: NodeId, request: QualificationSubmission, control: ControlDep, caller: NodeCaller) -> NodeInfo:
+    """Take a node's signed qualification of its GPUs; the same one twice is one."""
+    qualifications.take_qualification(control, caller, node, envelope(request.qualification, MAX_BODY_BYTES))
+    return nodes.show_node(control, caller, node)
 
 
 @router.post("/{node}/quarantine")

@@ -176,6 +176,15 @@ class NodeRow(Base):
     last_seen: Mapped[datetime]
 
 
+class QualificationRow(Base):
+    """The newest qualification of a node's GPUs, in the exact bytes that the node signed; earlier ones stand in the log by digest."""
+
+    __tablename__ = "qualifications"
+    node: Mapped[str] = mapped_column(ForeignKey("nodes.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71))
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class LeaseRow(Base):
     """A lease. ``state`` changes only by compare-and-swap (``control.transitions``)."""
 

@@ -18,6 +18,7 @@ from sandbox.control.core import Control
 from sandbox.control.erasure import ERASED
 from sandbox.control.search import entry_types, search
 from sandbox.control.web import audit
+from sandbox.control.web.cards import gpu_rows, plot_cards
 from sandbox.control.web.page import HEADERS, Console
 from sandbox.control.web.sessions import COOKIE, SESSION_SECONDS
 from sandbox.errors import AuthenticationError, InputError
@@ -52,7 +53,7 @@ def console_router(control: Control) -> APIRouter:
 
     @router.get("/nodes")
     def node_list(request: Request) -> Response:
-        return console.page(request, "nodes.html", "Nodes", lambda caller: {"nodes": nodes.list_nodes(control, caller)})
+        return console.page(request, "nodes.html", "Nodes", lambda caller: {"nodes": _nodes(control, caller)})
 
     @router.get("/policies")
     def policy_list(request: Request) -> Response:
@@ -183,6 +184,16 @@ def _state(text: str) -> LeaseState | None:
         raise InputError(
             "no such state", rule="lease-state", seen=text[:40], wanted=", ".join(LeaseState), fix="choose one from the list"
         ) from error
+
+
+def _nodes(control: Control, caller: Caller) -> list[dict[str, object]]:
+    """Return nodes with their GPUs as the inventory tells of them, and a plot of those that were qualified."""
+    rows: list[dict[str, object]] = []
+    for node in nodes.list_nodes(control, caller):
+        said = node.qualification
+        plot = plot_cards(f"plot-{node.id}", said.cards) if said is not None and said.cards else ""
+        rows.append({"node": node, "gpus": gpu_rows(node), "plot": plot})
+    return rows
 
 
 def _policies(control: Control, caller: Caller) -> list[dict[str, object]]:

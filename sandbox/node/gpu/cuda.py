@@ -1,6 +1,6 @@
 """NVIDIA devices through the CUDA driver API (cuda-bindings), and NVML for what the driver reserves.
 
-The kernels are shipped as PTX (``deploy/dev/ptx.py`` makes it), so that a node needs the driver only. They want compute capability 7.5, as do
+The kernels are shipped as PTX (``deploy/dev/ptx.py`` makes it): a node needs the driver only. They want compute capability 7.5, as do
 all drivers that are still maintained.
 
 What this relies on, by the CUDA driver API's documentation: ``cuMemAlloc`` returns memory as it is, not cleared; launches are

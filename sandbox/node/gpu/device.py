@@ -91,7 +91,7 @@ class Device(Protocol):
         ...
 
     def fill(self, buffer: int, seed: int) -> None:
-        """Write the pattern of ``seed`` into the whole buffer; seed 0 writes zeros."""
+        """Write the pattern of ``seed`` into the whole buffer; seed 0 writes zeros, an even seed the complement of ``seed + 1``'s."""
         ...
 
     def compare(self, buffer: int, seed: int) -> Comparison:

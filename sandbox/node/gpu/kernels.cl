@@ -41,7 +41,8 @@ typedef ulonglong2 pair;
 
 #define REGISTERS 248
 
-/* A bijection of the pair's index, so that each address holds another word and aliased addresses are found. Seed 0 means zeros. */
+/* A bijection of the pair's index, so that each address holds another word and aliased addresses are found. Seed 0 means zeros; an even
+ * seed gives the complement of the odd one above it, so that a bit that is stuck at either value is found by the two. */
 #ifdef __OPENCL_VERSION__
 inline
 #else
@@ -49,11 +50,11 @@ __device__ __forceinline__
 #endif
 pair expected(u64 index, u64 seed)
 {
-    u64 z = (index + seed) * 0x9e3779b97f4a7c15UL;
+    u64 z = (index + (seed | 1)) * 0x9e3779b97f4a7c15UL;
     z ^= z >> 32;
     z *= 0xd6e8feb86659fd93UL;
     z ^= z >> 29;
-    return seed ? PAIR(z, ~z) : PAIR(0, 0);
+    return seed == 0 ? PAIR(0, 0) : seed & 1 ? PAIR(z, ~z) : PAIR(~z, z);
 }
 
 #define FAULTS 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sandbox.node.gpu.device import Comparison, DeviceError, DeviceFacts, LocalScrub, OutOfDeviceMemoryError
+from sandbox.node.gpu.device import MOST_FAULTS, Comparison, DeviceError, DeviceFacts, Fault, LocalScrub, OutOfDeviceMemoryError
 
 MIB = 2**20
 Words = npt.NDArray[np.uint64]
@@ -36,8 +36,10 @@ class RamDevice:
 
     def compare(self, buffer: int, seed: int) -> Comparison:
         words = self.buffers[buffer]
-        wrong = np.flatnonzero(words != pattern(len(words), seed))
-        return Comparison(len(wrong), int(wrong[0]) if len(wrong) else None)
+        wanted = pattern(len(words), seed)
+        wrong = np.flatnonzero(words != wanted)
+        faults = tuple(Fault(int(index), int(words[index] ^ wanted[index])) for index in wrong[:MOST_FAULTS])
+        return Comparison(len(wrong), int(wrong[0]) if len(wrong) else None, faults)
 
     def copy(self, source: int, target: int) -> None:
         self.buffers[target][:] = self.buffers[source]
@@ -54,11 +56,11 @@ def pattern(words: int, seed: int) -> Words:
     if seed == 0:
         return np.zeros(words, np.uint64)
     pairs = np.arange(words // 2, dtype=np.uint64)
-    z = (pairs + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (pairs + np.uint64(seed | 1)) * np.uint64(0x9E3779B97F4A7C15)
     z ^= z >> np.uint64(32)
     z *= np.uint64(0xD6E8FEB86659FD93)
     z ^= z >> np.uint64(29)
-    return np.stack([z, ~z], axis=1).reshape(-1)
+    return np.stack([z, ~z] if seed & 1 else [~z, z], axis=1).reshape(-1)
 
 
 class SkipsABlock(RamDevice):

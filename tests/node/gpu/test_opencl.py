@@ -29,7 +29,7 @@ def read(device, buffer, words):
     return out
 
 
-@pytest.mark.parametrize("seed", [0, 1, SEED, 2**64 - 1])
+@pytest.mark.parametrize("seed", [0, 1, SEED - 1, SEED, 2**64 - 1])
 def test_fill_writes_exactly_the_specified_pattern(device, seed: int) -> None:
     buffer = device.allocate(MIB)
     device.fill(buffer, seed)

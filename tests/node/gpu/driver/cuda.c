@@ -43,7 +43,7 @@ int cuInit(unsigned flags)
         return INVALID;
     visible_count = 0;
     for (int index = 0; index < cards(); index++) {
-        int matches = !wanted || (say(index, "uuid") && strcmp(say(index, "uuid"), wanted) == 0);
+        int matches = !wanted || (say(index, "uuid") && strstr(wanted, say(index, "uuid")) != NULL);
         for (int instance = 0; instance < 8 && !matches; instance++) {
             char key[32];
             snprintf(key, sizeof key, "mig%d-uuid", instance);
@@ -244,11 +244,11 @@ int cuFuncSetAttribute(void *function, int attribute, int value)
 
 static uint64_t word(uint64_t index, uint64_t seed, int high)
 {
-    uint64_t z = (index + seed) * 0x9e3779b97f4a7c15ull;
+    uint64_t z = (index + (seed | 1)) * 0x9e3779b97f4a7c15ull;
     z ^= z >> 32;
     z *= 0xd6e8feb86659fd93ull;
     z ^= z >> 29;
-    return seed ? (high ? ~z : z) : 0;
+    return seed ? (high != !(seed & 1) ? ~z : z) : 0;
 }
 static int fill(void **arguments)
 {

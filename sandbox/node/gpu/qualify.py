@@ -1,0 +1,164 @@
+"""Qualifying a rig: each device measured in a process of its own with a time limit, watched by its driver meanwhile, then judged.
+
+Devices are measured one after another, because two at once would share the link and each other's heat, and the figures would be of
+neither. Pairs of GPUs follow: neighbours in the quick test, every pair in the full one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from pydantic import ValidationError
+
+from attestation.qualification import Card, Measurement, verdict
+from sandbox.node.doctor.host import Host
+from sandbox.node.doctor.nvidia import has_nvidia, module_origin
+from sandbox.node.gpu.cards import table
+from sandbox.node.gpu.device import DeviceFacts
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.judge import Provenance, Watched, judge
+from sandbox.node.gpu.measure import Effort, Measured
+from sandbox.node.gpu.model import Gpu
+
+Progress = Callable[[str, str], None]
+"""Told the device's uuid and what is done with it."""
+PEER_SECONDS = 60.0
+_LOOK_EVERY = 0.5
+_MAX_REPORT = 1024 * 1024
+
+
+def qualify(devices: Sequence[DeviceFacts], effort: Effort, *, progress: Progress) -> tuple[Card, ...]:
+    """Measure and judge these devices. Never raises for what a device does: what could not be measured fits nothing."""
+    origin = _provenance()
+    cards = [_one(facts, effort, origin, progress) for facts in devices]
+    wholes = [facts.uuid for facts in devices if facts.uuid.startswith("GPU-")]
+    pairs = list(itertools.combinations(wholes, 2)) if effort.mode == "full" else list(itertools.pairwise(wholes))
+    for one, other in pairs:
+        progress(one, f"copies to {other}")
+        row = _pair(one, other)
+        cards = [_with(card, row) if card.uuid == one else card for card in cards]
+    return tuple(cards)
+
+
+def _one(facts: DeviceFacts, effort: Effort, origin: Provenance | None, progress: Progress) -> Card:
+    before = _look(facts.uuid)
+    if before is not None and before.processes:
+        held = ", ".join(str(pid) for pid in before.processes[:8])
+        measured = _nothing(facts, f"processes hold the device: {held}")
+        return judge(measured, Watched(before, before), origin, table())
+    seen: list[Gpu] = []
+    measured = _run(facts, effort, lambda line: progress(facts.uuid, line), seen)
+    after = _look(facts.uuid)
+    return judge(measured, _watched(before, after, seen) if before is not None and after is not None else None, origin, table())
+
+
+def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], seen: list[Gpu]) -> Measured:
+    """Run the worker and look at the card until it ends; ``seen`` gets what the driver told meanwhile."""
+    argv = [sys.executable, "-m", "sandbox.node.gpu.qualifier", facts.backend, facts.uuid, effort.model_dump_json()]
+    deadline = time.monotonic() + effort.limit
+    with (
+        tempfile.TemporaryFile() as said,
+        tempfile.TemporaryFile() as words,
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=words) as worker,
+    ):
+        told = 0
+        while worker.poll() is None:
+            if time.monotonic() > deadline:
+                worker.kill()
+                return _nothing(facts, f"the worker was stopped after {effort.limit:.0f} s")
+            told = _tell(words, told, tell)
+            if (now := _look(facts.uuid)) is not None:
+                seen.append(now)
+            time.sleep(_LOOK_EVERY)
+        _tell(words, told, tell)
+        said.seek(0)
+        raw = said.read(_MAX_REPORT)
+        if worker.returncode != 0:
+            words.seek(0)
+            last = words.read(_MAX_REPORT).decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
+            return _nothing(facts, f"the worker ended with {worker.returncode}; its last words: {last[0][:300]}")
+    try:
+        measured = Measured.model_validate_json(raw)
+    except ValidationError:
+        return _nothing(facts, "the worker's report cannot be read")
+    return measured if measured.uuid == facts.uuid else _nothing(facts, f"the worker reported on {measured.uuid[:80]}")
+
+
+def _tell(words: IO[bytes], told: int, tell: Callable[[str], None]) -> int:
+    """Hand on the whole lines after byte ``told`` and return how far they reach; the worker goes on writing behind them."""
+    fresh = os.pread(words.fileno(), _MAX_REPORT, told)
+    whole = fresh[: fresh.rfind(b"\n") + 1]
+    for line in whole.decode("utf-8", "replace").splitlines():
+        tell(line[:200])
+    return told + len(whole)
+
+
+def _nothing(facts: DeviceFacts, why: str) -> Measured:
+    return Measured(
+        uuid=facts.uuid,
+        name=facts.name,
+        backend=facts.backend,
+        total_bytes=facts.total_bytes,
+        reserved_bytes=facts.reserved_bytes,
+        failures=(why,),
+    )
+
+
+def _look(uuid: str) -> Gpu | None:
+    return next((gpu for gpu in inventory().gpus if gpu.uuid == uuid), None)
+
+
+def _watched(before: Gpu, after: Gpu, seen: Sequence[Gpu]) -> Watched:
+    every = (before, *seen, after)
+    told = [gpu.thermals.throttled_by for gpu in every if gpu.thermals.throttled_by is not None]
+    return Watched(
+        before,
+        after,
+        hottest=max((gpu.thermals.temperature for gpu in every if gpu.thermals.temperature is not None), default=None),
+        throttled_by=tuple(sorted({reason for reasons in told for reason in reasons})) if told else None,
+        generation=max((gpu.link.generation for gpu in every if gpu.link.generation is not None), default=None),
+        width=max((gpu.link.width for gpu in every if gpu.link.width is not None), default=None),
+        power=max((gpu.thermals.power for gpu in every if gpu.thermals.power is not None), default=None),
+    )
+
+
+def _provenance() -> Provenance | None:
+    host = Host()
+    if not has_nvidia(host):
+        return None
+    check = module_origin(host)
+    return None if check is None else Provenance({"pass": True, "fail": False}.get(check.result), check.seen)
+
+
+def _pair(one: str, other: str) -> Measurement:
+    name = f"peer-{other}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "sandbox.node.gpu.peers", one, other],
+            capture_output=True, check=False, timeout=PEER_SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        found = json.loads(done.stdout) if done.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError):
+        found = None
+    if found is None:
+        return Measurement(id=name, seen=None, unit="GB/s", detail="could not be measured")
+    way = "directly" if found["direct"] else "through the host: the driver allows no peer access"
+    if not found["right"]:
+        return Measurement(
+            id=name, seen=0, unit="GB/s", training=1, inference=1, source="what is copied has to arrive", detail="bytes differ"
+        )
+    return Measurement(id=name, seen=float(found["rate"]), unit="GB/s", detail=way)
+
+
+def _with(card: Card, row: Measurement) -> Card:
+    rows = (*card.measurements, row)
+    grade, reasons = verdict(rows)
+    return Card.model_validate({**dict(card), "measurements": rows, "grade": grade, "reasons": reasons})
