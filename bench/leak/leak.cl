@@ -1,7 +1,8 @@
 /* The leak hunt's kernels, one text for OpenCL C 1.2 and CUDA C++: a victim that leaves a canary in local memory and registers, and the
  * listener of LeftoverLocals (CVE-2023-4969): read local memory that nobody of this kernel has written.
  *
- * Both have the form of the wipe's `scrub`: `units` notes which multiprocessors ran a block, `tally[0]` counts.
+ * `plant` and `look` have the form of the wipe's `scrub`: `units` notes which multiprocessors ran a block, `tally[0]` counts. `spread` and
+ * `count` do the same for global memory, with one word everywhere, so that it is found wherever a driver puts the pages next.
  */
 #ifdef __OPENCL_VERSION__
 #define KERNEL __kernel void
@@ -9,6 +10,8 @@
 #define SHARED __local
 #define BARRIER() barrier(CLK_LOCAL_MEM_FENCE)
 #define LID ((u32)get_local_id(0))
+#define GID ((u64)get_global_id(0))
+#define GSIZE ((u64)get_global_size(0))
 #define LSIZE ((u32)get_local_size(0))
 #define ADD(p, v) atomic_add((volatile __global u32 *)(p), (v))
 #define LOCAL_ARGUMENT , __local volatile u32 *local_words
@@ -21,6 +24,8 @@ typedef uint u32;
 #define GLOBAL
 #define BARRIER() __syncthreads()
 #define LID (threadIdx.x)
+#define GID ((u64)blockIdx.x * blockDim.x + threadIdx.x)
+#define GSIZE ((u64)gridDim.x * blockDim.x)
 #define LSIZE (blockDim.x)
 #define ADD(p, v) atomicAdd((p), (v))
 #define LOCAL_ARGUMENT
@@ -72,4 +77,19 @@ KERNEL look(GLOBAL u32 *tally, GLOBAL u32 *units, u64 canary, u32 words LOCAL_AR
         ADD(tally, found);
     if (LID == 0)
         UNIT(units);
+}
+
+KERNEL spread(GLOBAL u64 *memory, u64 words, u64 canary, GLOBAL u32 *tally)
+{
+    for (u64 i = GID; i < words; i += GSIZE)
+        memory[i] = canary;
+}
+
+KERNEL count(const GLOBAL u64 *memory, u64 words, u64 canary, GLOBAL u32 *tally)
+{
+    u32 found = 0;
+    for (u64 i = GID; i < words; i += GSIZE)
+        found += memory[i] == canary;
+    if (found)
+        ADD(tally, found);
 }

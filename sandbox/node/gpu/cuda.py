@@ -159,7 +159,7 @@ class CudaDevice:
 
         A block of 256 threads with up to 256 registers each takes all 65,536 registers of a multiprocessor, and with the largest
         shared memory there is room for one block only, so that blocks spread over all multiprocessors. Each writes down its ``%smid``.
-        Returns what was seen, and how many launches it took.
+        Returns what was seen, and how many blocks ran.
         """
         most = self._attribute("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         attributes = cu.CUfunction_attribute
@@ -169,14 +169,22 @@ class CudaDevice:
         units, tally = np.zeros(_SLOTS, np.uint32), np.zeros(4, np.uint32)
         call(cu.cuMemcpyHtoD, self._tally, tally.ctypes.data, tally.nbytes)
         call(cu.cuMemcpyHtoD, self._marks, units.ctypes.data, units.nbytes)
-        launches = 0
+        grid, launches = (self.facts.units * 4, _BLOCK), 0
         while launches < _SCRUB_ROUNDS and int(units.sum()) < self.facts.units:
-            grid = (self.facts.units * 4, _BLOCK)
             self.run(kernel, grid, _pointer(self._tally), _pointer(self._marks), np.uint64(seed), np.uint32(most // 4), shared=most)
             call(cu.cuMemcpyDtoH, units.ctypes.data, self._marks, units.nbytes)
             launches += 1
         call(cu.cuMemcpyDtoH, tally.ctypes.data, self._tally, tally.nbytes)
-        return LocalScrub(self.facts.units, int(units.sum()), most, int(tally[0]), proven=True), launches
+        return LocalScrub(self.facts.units, int(units.sum()), most, int(tally[0]), proven=True), launches * grid[0]
+
+    def count(self, kernel: Any, buffer: int, word: int) -> int:  # noqa: ANN401  (a CUfunction)
+        """Run a kernel ``(memory, words, word, tally)`` over a buffer and return the tally."""
+        address, size = self._buffers[buffer]
+        tally = np.zeros(4, np.uint32)
+        call(cu.cuMemcpyHtoD, self._tally, tally.ctypes.data, tally.nbytes)
+        self.run(kernel, self._grid, _pointer(address), np.uint64(size // 8), np.uint64(word), _pointer(self._tally))
+        call(cu.cuMemcpyDtoH, tally.ctypes.data, self._tally, tally.nbytes)
+        return int(tally[0])
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -215,10 +223,6 @@ class CudaDevice:
         for _ in range(times):
             self._launch(self._kernels[name], ((n // MATRIX_STEP) ** 2, _BLOCK), arguments, 0)
         call(cu.cuCtxSynchronize)
-
-    def address(self, buffer: int) -> Any:  # noqa: ANN401  (a CUdeviceptr)
-        """Return where a buffer lies in this process's device address space."""
-        return self._buffers[buffer][0]
 
     def close(self) -> None:
         """See ``Device.close``."""

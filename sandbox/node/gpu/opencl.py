@@ -84,8 +84,7 @@ class OpenClDevice:
             self._context = cl.Context([self._device])
             self._queue = cl.CommandQueue(self._context)
             source = resources.files("sandbox.node.gpu").joinpath("kernels.cl").read_text("utf-8")
-            program = cl.Program(self._context, source).build()
-            self._kernels: dict[str, Any] = {name: cl.Kernel(program, name) for name in ("fill", "compare", "scrub")}
+            self._kernels = self.load(source, "fill", "compare", "scrub")
         except cl.Error as error:
             raise DeviceError(f"opening the device: {error}") from error
         self._tally = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, 4 * TALLY_WORDS)
@@ -131,8 +130,14 @@ class OpenClDevice:
         self._move(self._buffers[target], self._buffers[source])
 
     def scrub_local(self, seed: int) -> LocalScrub:
-        """See ``Device.scrub_local``; visits are inferred from the number of groups, since OpenCL does not name units."""
-        kernel = self._kernels["scrub"]
+        """See ``Device.scrub_local``."""
+        return self.visit_units(self._kernels["scrub"], seed)[0]
+
+    def visit_units(self, kernel: Any, seed: int) -> tuple[LocalScrub, int]:  # noqa: ANN401  (pyopencl kernels are untyped)
+        """Run a kernel of the scrub's form with all local memory, in more groups than there are units.
+
+        Visits are inferred from the number of groups, since OpenCL does not name units. Returns what was seen, and how many groups ran.
+        """
         used = kernel.get_work_group_info(cl.kernel_work_group_info.LOCAL_MEM_SIZE, self._device)
         words = (self._device.local_mem_size - used) // 4
         groups = self.facts.units * _VISITS
@@ -145,7 +150,24 @@ class OpenClDevice:
         self._move(tally, self._tally)
         self._move(units, self._marks)
         visited = self.facts.units if bool(units.all()) else 0
-        return LocalScrub(self.facts.units, visited, words * 4, int(tally[0]), proven=False)
+        return LocalScrub(self.facts.units, visited, words * 4, int(tally[0]), proven=False), groups
+
+    def count(self, kernel: Any, buffer: int, word: int) -> int:  # noqa: ANN401  (pyopencl kernels are untyped)
+        """Run a kernel ``(memory, words, word, tally)`` over a buffer and return the tally."""
+        tally = np.zeros(TALLY_WORDS, np.uint32)
+        self._move(self._tally, tally)
+        target = self._buffers[buffer]
+        self._run(kernel, self._grid, target, np.uint64(target.size // 8), np.uint64(word), self._tally)
+        self._move(tally, self._tally)
+        return int(tally[0])
+
+    def load(self, source: str, *names: str) -> dict[str, Any]:
+        """Build OpenCL C and return its kernels by name."""
+        try:
+            program = cl.Program(self._context, source).build()
+            return {name: cl.Kernel(program, name) for name in names}
+        except cl.Error as error:
+            raise DeviceError(f"building kernels: {error}") from error
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -137,3 +137,22 @@ def test_without_a_driver_it_says_so(monkeypatch, tmp_path):
     code = "from sandbox.node.gpu.worker import wipe; print(wipe('cuda', 'GPU-1').failures[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.stdout == "cuInit: no NVIDIA driver on this machine\n", done.stderr
+
+
+@pytest.mark.parametrize("scrubs", [0, 1])
+def test_the_leak_hunt_finds_what_the_driver_leaves_and_nothing_after_the_wipe(machine, monkeypatch, scrubs):
+    from bench.leak import __main__ as hunt
+
+    monkeypatch.setattr(hunt, "_SETTLE_SECONDS", 0)
+    machine.card(scrubs=scrubs)
+    rows = {row.what.removeprefix("NVIDIA Stand-in: victim "): row for row in hunt.measure()}
+    for way in ("ends by itself", "is killed (SIGKILL)"):
+        alone = rows[f"{way}, the driver alone: global memory"]
+        assert (alone.value == 0) == bool(scrubs)
+        assert alone.goal is None
+        assert rows[f"{way}, the driver alone: local memory"].value > 0  # as on the cards of LeftoverLocals
+        for kind in ("global", "local"):
+            after = rows[f"{way}, after our wipe: {kind} memory"]
+            assert (after.value, after.ok) == (0, True)
+        assert rows[f"{way}: the wipe between was proven"].ok
+    assert any("its container is killed: left out" in what for what in rows)

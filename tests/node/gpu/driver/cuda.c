@@ -323,6 +323,20 @@ static int local_kernel(const char *name, unsigned grid, unsigned shared, void *
     munmap(local, most * units);
     return OK;
 }
+static int every_word(const char *name, void **arguments)
+{
+    uint64_t *memory = *(uint64_t **)arguments[0], words = *(uint64_t *)arguments[1], canary = *(uint64_t *)arguments[2];
+    uint32_t *tally = *(uint32_t **)arguments[3];
+    if (!inside((Address)memory, words * 8) || !inside((Address)tally, 16))
+        return 700;
+    for (uint64_t index = 0; index < words; index++) {
+        if (!strcmp(name, "spread"))
+            memory[index] = canary;
+        else
+            tally[0] += memory[index] == canary;
+    }
+    return OK;
+}
 static float half(uint16_t bits)
 {
     int exponent = (bits >> 10) & 31, fraction = bits & 1023;
@@ -388,6 +402,7 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (!strcmp(name, "fill")) return fill(arguments);
     if (!strcmp(name, "compare")) return compare(arguments);
     if (!strcmp(name, "scrub") || !strcmp(name, "plant") || !strcmp(name, "look")) return local_kernel(name, gx, shared, arguments);
+    if (!strcmp(name, "spread") || !strcmp(name, "count")) return every_word(name, arguments);
     if (!strncmp(name, "multiply_", 9)) return multiply(name + 9, arguments);
     return NOT_FOUND;
 }

@@ -1,0 +1,137 @@
+"""GPUs in real leases on the real engine. The cards are files behind stand-in driver libraries; the wipe, its workers and the node are real.
+
+The engine of the tests hands out no CDI devices, so that these cards come with device files of their own, as AMD's do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from attestation.certificate import verify_certificate
+from attestation.evidence import Evidence
+from attestation.signing import Envelope
+from sandbox.lifecycle import LeaseState, Outcome
+from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.pool import GpuPool
+from sandbox.node.gpu.vram import wipe_device
+from sandbox.node.gpu.wiper import VramWiper
+from tests.integration.test_engine_wipe import _quarantined
+from tests.node.gpu.fixtures import driver_libraries, machine
+from tests.node.gpu.machine import MIB
+from tests.node.gpu.test_cuda import leave_residue
+
+__all__ = ["driver_libraries", "machine"]
+pytestmark = [pytest.mark.docker, pytest.mark.root]
+
+
+HALF_WAY = """
+import os, signal, sys
+from sandbox.node.gpu import erase, worker
+worker.erase = lambda device, seed, progress: erase.erase(
+    device, seed, progress=lambda step: os.kill(os.getpid(), signal.SIGKILL) if "zeros" in step else None)
+worker.main()
+"""
+
+
+class CountingWiper(VramWiper):
+    """Remembers what it was asked to wipe; with ``kills`` its workers end half-way, by SIGKILL."""
+
+    def __init__(self) -> None:
+        super().__init__(self.one)
+        self.asked: list[tuple[str, ...]] = []
+        self.kills = False
+
+    def one(self, facts):
+        killed = [sys.executable, "-c", HALF_WAY]
+        return wipe_device(facts, command=killed if self.kills else None)
+
+    def wipe(self, uuids):
+        self.asked.append(uuids)
+        return super().wipe(uuids)
+
+
+@pytest.fixture
+def gpu_rig(node_rig, machine):
+    """Return a node with two cards of different size, whose policy allows them."""
+    machine.card(0)
+    machine.card(1, memory=33 * MIB)
+    nodes = [Path(f"/dev/sealrig-test-{secrets.token_hex(4)}") for _ in range(2)]
+    for node in nodes:
+        os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    found = inventory()
+    gpus = tuple(dataclasses.replace(gpu, nodes=(str(node),)) for gpu, node in zip(found.gpus, nodes, strict=True))
+    pool = GpuPool(dataclasses.replace(found, gpus=gpus), cdi=False)
+    node_rig.node = dataclasses.replace(node_rig.node, gpus=pool, gpu_wiper=CountingWiper())
+    node_rig.control.policy = node_rig.control.policy.replace(b"resources: {", b"resources: {gpus: {max: 2}, gpuMemory: {max: 1Gi}, ")
+    assert b"gpus: {max: 2}" in node_rig.control.policy
+    yield node_rig
+    for node in nodes:
+        node.unlink()
+
+
+def gpus_of(rig, lease):
+    return [gpu.uuid for gpu in Evidence.from_payload(Envelope.from_bytes(lease.documents["evidence"]).payload).gpus if gpu.leased]
+
+
+def test_two_leases_at_once_have_a_card_each_and_leave_it_clean(gpu_rig, machine):
+    uuids = [gpu.uuid for gpu in gpu_rig.node.gpus.inventory.gpus]
+    leave_residue(machine, uuids[0])
+    with gpu_rig.running():
+        # The large card goes to who needs it, whichever comes first.
+        small = gpu_rig.control.submit(gpu_rig.spec("ls /dev; sleep 4", resources={"gpus": 1}))
+        large = gpu_rig.control.submit(gpu_rig.spec("ls /dev; sleep 4", resources={"gpus": 1, "gpuMemory": "20Mi"}))
+        for lease in (small, large):
+            assert gpu_rig.control.wait(lease, seconds=60) is LeaseState.CLOSED
+        assert [gpus_of(gpu_rig, lease) for lease in (small, large)] == [[uuids[0]], [uuids[1]]]
+        for lease, uuid in ((small, uuids[0]), (large, uuids[1])):
+            (card,) = gpu_rig.wipe(lease).gpus
+            assert (card.uuid, card.ok, card.local_memory_scrubbed) == (uuid, True, True)
+            shown = [name for name in gpu_rig.output(lease).split() if name.startswith("sealrig-test-")]
+            assert shown == [Path(node).name for gpu in gpu_rig.node.gpus.inventory.gpus if gpu.uuid == uuid for node in gpu.nodes]
+            certificate = verify_certificate(Envelope.from_bytes(lease.documents["certificate"]), gpu_rig.control.node_key)
+            assert uuid in {medium.serial_number for medium in certificate.predicate.media}
+        assert sum(map(bool, machine.memory(0))) <= 16
+        # Each was wiped before its lease (nobody knew what lay there) and after it.
+        assert sorted(gpu_rig.node.gpu_wiper.asked) == sorted([(uuid,) for uuid in uuids] * 2)
+        # Two at once in one lease, with room in /dev/shm; nothing has touched the cards, so that they are wiped at its end only.
+        both = gpu_rig.run("df -k /dev/shm | tail -1", resources={"gpus": 2})
+        assert both.outcome is Outcome.SUCCEEDED
+        assert sorted(gpus_of(gpu_rig, both)) == sorted(uuids)
+        assert len(gpu_rig.node.gpu_wiper.asked) == 5
+        # Somebody else uses one of them: that one is wiped before the next lease too.
+        leave_residue(machine, uuids[0])
+        assert gpu_rig.run("true", resources={"gpus": 1}).outcome is Outcome.SUCCEEDED
+        assert gpu_rig.node.gpu_wiper.asked[5:] == [(uuids[0],), (uuids[0],)]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [{"skips": 1}, {"flips": 1}, {"allocations_most": 4 * MIB}, {"held": 1}, {"lost_after": 3}, {"killed": 1}],
+    ids=lambda planted: next(iter(planted)),
+)
+def test_a_wipe_that_fails_ends_in_quarantine(gpu_rig, machine, planted):
+    with gpu_rig.running():
+        lease = gpu_rig.control.submit(gpu_rig.spec("sleep 3", resources={"gpus": 1}))
+        assert gpu_rig.control.wait(lease, LeaseState.RUNNING) is LeaseState.RUNNING
+        if "killed" in planted:
+            gpu_rig.node.gpu_wiper.kills = True
+        else:
+            machine.card(0, **planted)
+        _quarantined(gpu_rig, lease, "gpu")
+        (card,) = gpu_rig.wipe(lease).gpus
+        assert not card.ok
+
+
+def test_a_card_that_cannot_be_wiped_before_a_lease_is_not_given_out(gpu_rig, machine):
+    machine.card(0, flips=1)
+    with gpu_rig.running():
+        lease = gpu_rig.control.submit(gpu_rig.spec("echo never", resources={"gpus": 1}))
+        _quarantined(gpu_rig, lease, "gpu")
+        assert "evidence" not in lease.documents
