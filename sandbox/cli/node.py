@@ -79,7 +79,9 @@ def wipe(
 ) -> None:
     """Wipe GPU memory and prove it, device by device."""
     from sandbox.errors import NotFoundError, UsageError, WipeError
+    from sandbox.node.gpu.inventory import inventory
     from sandbox.node.gpu.vram import list_devices, wipe_device
+    from sandbox.node.gpu.wiper import VramWiper
 
     if backend not in ("auto", "cuda", "opencl"):
         raise UsageError("no such backend", rule="backend", seen=backend, wanted="cuda, opencl or auto", fix="use --backend auto")
@@ -87,7 +89,10 @@ def wipe(
     here = console()
     if device is not None and not found:
         raise NotFoundError("no such device", rule="device", seen=device, wanted="a device of this node", fix="see 'sealrig node attest'")
-    reports = [wipe_device(facts) for facts in found]
+    # Where the node's drivers tell of a device they are asked who holds it; one that only OpenCL knows is wiped as it is.
+    known = {gpu.uuid for gpu in inventory().gpus}
+    reports = [*VramWiper().reports(tuple(facts.uuid for facts in found if facts.uuid in known))]
+    reports += [wipe_device(facts) for facts in found if facts.uuid not in known]
     document = {"devices": [report.model_dump(mode="json") for report in reports]}
     failed = [report for report in reports if not report.ok]
     if failed:
@@ -161,12 +166,38 @@ def restore(node: Annotated[str, typer.Argument(help="The node's id.")], server:
 
 
 def _show(info: Any) -> None:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported late)
-    console().emit(
-        info,
-        lambda: console().fields(
-            {**info.model_dump(mode="json", exclude={"capacity", "inventory"}), **info.capacity.model_dump(mode="json")}
-        ),
-    )
+    def human() -> None:
+        here = console()
+        left_out = {"capacity", "inventory", "qualification"}
+        here.fields({**info.model_dump(mode="json", exclude=left_out), **info.capacity.model_dump(mode="json", exclude={"gpus"})})
+        here.table(_gpus(info), empty=str(info.inventory.get("gpuDetail") or "no GPU on this node"))
+
+    console().emit(info, human)
+
+
+def _gpus(info: Any) -> list[dict[str, object]]:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported late)
+    """Return a row a GPU. The inventory is the node's word, of any shape: nothing of it is relied on."""
+    told = info.inventory.get("gpus")
+    found = {str(gpu.get("uuid")): gpu for gpu in told if isinstance(gpu, dict)} if isinstance(told, list) else {}
+    grades = {card.uuid: card.grade for card in info.qualification.cards} if info.qualification else {}
+    rows = []
+    for uuid in info.capacity.gpus:
+        gpu = found.get(uuid, {})
+        parts = {name: part if isinstance(part := gpu.get(name), dict) else {} for name in ("link", "errors")}
+        rows.append(
+            {
+                "gpu": uuid,
+                "name": gpu.get("name"),
+                "memory": gpu.get("memory"),
+                "grade": grades.get(uuid, "unknown"),
+                "link": "x".join(str(parts["link"].get(name, "?")) for name in ("generation", "width")),
+                "uncorrected": parts["errors"].get("uncorrected"),
+                "driver": gpu.get("driver"),
+                "vbios": gpu.get("vbios"),
+                "serial": gpu.get("serial"),
+            }
+        )
+    return rows
 
 
 def log_to_stderr() -> None:

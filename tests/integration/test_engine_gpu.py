@@ -1,4 +1,4 @@
-"""GPUs in real leases on the real engine. The cards are files behind stand-in driver libraries; the wipe, its workers and the node are real.
+"""GPUs in real leases on the real engine. The cards are files behind stand-in driver libraries; wipe, workers and node are real.
 
 The engine of the tests hands out no CDI devices, so that these cards come with device files of their own, as AMD's do.
 """

@@ -39,6 +39,27 @@ def test_the_specification_is_the_golden_one(tmp_path, golden, gpus, machine, op
     assert json.loads((GOLDEN / golden).read_text(encoding="utf-8")) == spec
 
 
+def part(number):
+    return Gpu(
+        uuid=f"MIG-0000000{number}-aaaa-4000-8000-00000000000{number}", name="A100 MIG 20gb", memory=2**34, reserved=0, driver=DRIVER,
+        minor=2, parent=ONE, instance=(number, 0),
+    )  # fmt: skip
+
+
+def test_mig_instances_have_their_two_capability_nodes_and_no_others(tmp_path):
+    minors = tmp_path / "mig-minors"
+    minors.write_text("config 1\nmonitor 2\ngpu2/gi1/access 12\ngpu2/gi1/ci0/access 13\ngpu2/gi2/access 21\ngpu2/gi2/ci0/access 22\n")
+    known = cdi.mig_capabilities(minors)
+    found = libraries(tmp_path / "lib", optional=False)
+    spec = cdi.specification([part(1), part(2), gpu(TWO, 0)], found, capabilities=known)
+    assert json.loads((GOLDEN / "cdi-mig.json").read_text(encoding="utf-8")) == spec
+    with pytest.raises(EngineError, match="named safely"):
+        cdi.specification([part(1), part(3)], found, capabilities=known)
+    with pytest.raises(EngineError, match="named safely"):
+        cdi.specification([part(1), part(1)], found, capabilities=known)
+    assert cdi.mig_capabilities(tmp_path / "none") == {}
+
+
 @pytest.mark.parametrize("golden", sorted(GOLDEN.glob("cdi-*.json")), ids=lambda path: path.stem)
 def test_no_golden_file_has_more_than_computing_needs(golden):
     text = golden.read_text(encoding="utf-8")
