@@ -79,8 +79,8 @@ class CudaDevice:
 
     def __init__(self, uuid: str) -> None:
         """Open the device called ``uuid`` (as NVML names it) and load the kernels. Raises ``DeviceError``."""
-        os.environ["CUDA_VISIBLE_DEVICES"] = uuid
-        os.environ["CUDA_MODULE_LOADING"] = "EAGER"  # later there is no memory left to load a kernel into
+        # Eager: later there is no memory left to load a kernel into.
+        os.environ.update({"CUDA_VISIBLE_DEVICES": uuid, "CUDA_MODULE_LOADING": "EAGER"})
         call(cu.cuInit, 0)
         if call(cu.cuDeviceGetCount) != 1:
             raise DeviceNotFoundError(f"no CUDA device {uuid} on this machine")

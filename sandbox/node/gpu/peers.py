@@ -18,7 +18,7 @@ _ROUNDS = 5
 def main() -> None:
     """Measure the pair of the two arguments."""
     one, other = sys.argv[1:3]
-    os.environ["CUDA_VISIBLE_DEVICES"] = f"{one},{other}"
+    os.environ.update({"CUDA_VISIBLE_DEVICES": f"{one},{other}"})
     import numpy as np
     from cuda.bindings import driver as cu
 
