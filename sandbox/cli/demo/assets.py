@@ -32,7 +32,7 @@ spec:
   command: [python3, /in/code/run.py, /in/weights, /in/data, /out]
   env: {{ORT_DISABLE_TELEMETRY: "1"}}
   inputs:
-    - {{bundle: "{weights}", path: /in/weights}}
+    - {{bundle: "{weights}", path: /in/weights, access: lazy}}
     - {{bundle: "{code}", path: /in/code}}
     - {{bundle: "{data}", path: /in/data}}
   output: {{path: /out, maxSize: 16Mi}}
