@@ -23,8 +23,8 @@ from pathlib import Path
 
 import httpx
 
+from bench.peers import CHUNK
 from bench.report import Row, main
-from bench.seal import CHUNK
 from policies.units import format_size, parse_size
 from sandbox.customer.client import Client
 from sandbox.customer.state import State

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine import ensure_engine
 from environment import ensure_environment
 from node import ensure_node_packages
-from system import VM_TOOLS, Refusal, ensure_test_tools, ensure_tools, find, install, prefix_root, run
+from system import BENCH_TOOLS, TEST_TOOLS, VM_TOOLS, Refusal, ensure_more_tools, ensure_tools, find, install, prefix_root, run
 
 _MACHINE = "docker or root"
 """Marks of the tests that change the machine: containers, mounts, namespaces."""
@@ -42,7 +42,7 @@ def test(words: Sequence[str]) -> int:
     Those that change the machine run one after the other; the rest runs beside them and shows what it printed afterwards. With ``words``
     one pytest runs them, without coverage: a chosen part says nothing about the whole.
     """
-    ensure_test_tools()  # before the engine starts, which takes up runsc where there is one
+    ensure_more_tools(TEST_TOOLS)  # before the engine starts, which takes up runsc where there is one
     _node_packages()
     _machine()
     env = _environment()
@@ -83,6 +83,7 @@ def fmt(words: Sequence[str]) -> int:
 
 def bench(words: Sequence[str]) -> int:
     """Measure: ``python -m bench``."""
+    ensure_more_tools(BENCH_TOOLS)
     _machine()
     return run(prefix_root([str(_bin("python")), "-m", "bench", *words]), env=_environment())
 

@@ -47,6 +47,8 @@ VM_TOOLS = {
     "swtpm": "swtpm",
     "swtpm_setup": "swtpm-tools",
 }
+# What measurements compare with, and nothing else calls.
+BENCH_TOOLS = {"age": "age", "gocryptfs": "gocryptfs"}
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 _updated = False
 
@@ -98,9 +100,9 @@ def ensure_tools() -> None:
     install(sorted({package for tool, package in TOOLS.items() if find(tool) is None}))
 
 
-def ensure_test_tools() -> None:
-    """Install what tests call beyond that; a distribution that lacks one of them is told of, and no obstacle."""
-    for package in sorted({package for tool, package in TEST_TOOLS.items() if find(tool) is None}):
+def ensure_more_tools(tools: Mapping[str, str]) -> None:
+    """Install what tests or measurements call beyond that; a distribution that lacks one of them is told of, and no obstacle."""
+    for package in sorted({package for tool, package in tools.items() if find(tool) is None}):
         try:
             install(package.split())
         except Refusal as refusal:
