@@ -15,7 +15,7 @@ CHUNK = 1024 * 1024
 
 @dataclass(frozen=True)
 class Peer:
-    """One contestant. ``sealed`` is where ``encrypt`` puts its output and ``decrypt`` finds it; ``between`` is called in the middle, untimed."""
+    """One contestant. ``sealed`` is where ``encrypt`` puts its output and ``decrypt`` finds it; ``between`` is called then, untimed."""
 
     name: str
     sealed: Path
