@@ -11,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attestation.errors import AttestationError, VerificationError
 from attestation.steps import Steps
@@ -148,6 +150,14 @@ def test_truncated_files_are_clear_errors(raw):
     for end in range(0, len(raw), max(1, len(raw) // 40)):
         with pytest.raises(AttestationError):
             describe(raw[:end])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_give_a_clear_error(raw):
+    for data in (raw, b"{" + raw, b"<a>" + raw, b"-----BEGIN X509 CRL-----\n" + raw):
+        with pytest.raises(AttestationError):
+            describe(data)
 
 
 def test_the_cache_is_safe_to_load_where_there_is_none(tmp_path):
