@@ -13,8 +13,9 @@ from pathlib import Path
 
 from attestation.document import time_text
 from attestation.errors import LogError
+from attestation.log.errors import NoteSignatureError
 from attestation.log.leaf import Leaf
-from attestation.log.note import COSIGNATURE, NoteVerifier, open_checkpoint
+from attestation.log.note import COSIGNATURE, Note, NoteVerifier
 from attestation.log.prefix import Fact, KeptPrefix
 from attestation.log.reader import LogReader
 from attestation.trust import Trust
@@ -33,10 +34,9 @@ class LogHistory:
     def __init__(self, trust: Trust, path: Path | None = None) -> None:
         """Read the log that ``trust`` names. Raises ``LogError`` where the kept part cannot be used."""
         spec = trust.spec
-        self._key = NoteVerifier.from_text(spec.log.key)
         self._witnesses = [NoteVerifier.from_text(text) for text in spec.witnesses]
-        self._quorum, self._origin = spec.witness_quorum, spec.log.origin
-        self._kept = KeptPrefix(path, [self._key], origin=self._origin)
+        self._quorum = spec.witness_quorum
+        self._kept = KeptPrefix(path, [NoteVerifier.from_text(spec.log.key)], origin=spec.log.origin)
 
     def close(self) -> None:
         """Close what was opened."""
@@ -51,12 +51,14 @@ class LogHistory:
     def _require_quorum(self, note: str) -> None:
         if not self._quorum:
             return
-        _, signed = open_checkpoint(note, [self._key], origin=self._origin)
-        found = signed.verify([self._key, *self._witnesses])
-        cosigned = sum(key.kind == COSIGNATURE for key in found)
+        fix = "ask the operator to bring the log's witnesses back"
+        wanted = f"≥ {self._quorum} of {len(self._witnesses)} named"
+        try:
+            cosigned = len(Note.parse(note).verify([witness for witness in self._witnesses if witness.kind == COSIGNATURE]))
+        except NoteSignatureError as error:
+            raise LogError("no witness cosigned the log", rule="log-witnesses", seen=error.message, wanted=wanted, fix=fix) from error
         if cosigned < self._quorum:
-            raise LogError("too few witnesses cosigned the log", rule="log-witnesses", seen=f"{cosigned} of {len(self._witnesses)} named",
-                           wanted=f"≥ {self._quorum}", fix="ask the operator to bring the log's witnesses back")  # fmt: skip
+            raise LogError("too few witnesses cosigned the log", rule="log-witnesses", seen=str(cosigned), wanted=wanted, fix=fix)
 
 
 def noted_end(index: int, raw: bytes) -> Fact | None:

@@ -34,6 +34,7 @@ from attestation.signing import Envelope, b64decode, b64encode
 from attestation.steps import Steps
 from attestation.trust import Trust
 from attestation.verify import Expected, verify_evidence
+from attestation.verify.cache import NOTHING, Cached
 
 RECEIPT_TYPE = "sealrig-receipt"
 MAX_RECEIPT_BYTES = 64 * 1024 * 1024
@@ -115,8 +116,11 @@ def build_receipt(
     )
 
 
-def verify_receipt(raw: bytes, trust: Trust) -> ReceiptResult:
-    """Check a receipt against a trust file, offline. Never raises for what is wrong in it: a failed step says so."""
+def verify_receipt(raw: bytes, trust: Trust, *, cached: Cached = NOTHING) -> ReceiptResult:
+    """Check a receipt against a trust file, offline. Never raises for what is wrong in it: a failed step says so.
+
+    ``cached`` is collateral of one's own, for evidence that came without (``attestation.verify.cache``).
+    """
     steps = Steps("the receipt")
     try:
         receipt = _parse(raw)
@@ -131,7 +135,7 @@ def verify_receipt(raw: bytes, trust: Trust) -> ReceiptResult:
     )
     found = open_documents(receipt.documents, trust, steps)
     check_documents(found, receipt.lease, steps)
-    appraisal = _appraise(found, trust, steps)
+    appraisal = _appraise(found, trust, steps, cached)
     entries = _check_log(receipt, trust, steps)
     check_story(entries, found, receipt.lease, steps)
     return ReceiptResult(receipt.lease, steps.all, appraisal, found)
@@ -222,7 +226,7 @@ def _keys(tree: object, what: str, wanted: set[str]) -> dict[str, Any]:
     return tree
 
 
-def _appraise(found: LeaseDocuments, trust: Trust, steps: Steps) -> Appraisal | None:
+def _appraise(found: LeaseDocuments, trust: Trust, steps: Steps, cached: Cached) -> Appraisal | None:
     """Verify the evidence again as of the grant.
 
     The nonce was the agent's own and is taken from the evidence; the log's history of the node belongs to the moment of release
@@ -241,7 +245,8 @@ def _appraise(found: LeaseDocuments, trust: Trust, steps: Steps) -> Appraisal | 
     )
     offline = trust.model_copy(update={"spec": trust.spec.model_copy(update={"interlock": "claimed"})})
     try:
-        appraisal = verify_evidence(Envelope.from_bytes(found.raw["evidence"]), trust=offline, expected=expected, at=found.grant.issued_at)
+        envelope, at = Envelope.from_bytes(found.raw["evidence"]), found.grant.issued_at
+        appraisal = verify_evidence(envelope, trust=offline, expected=expected, at=at, cached=cached)
     except VerificationError as error:
         steps.absorb(error.steps, "appraisal/")
         return None

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from attestation.log.errors import HistoryError, LogStoreError, TileError
+from attestation.log.errors import HistoryError, LogStoreError, NoteError, TileError
 from attestation.log.history import require_extends
-from attestation.log.note import Checkpoint, NoteVerifier, open_checkpoint
+from attestation.log.keychain import KeyChain
+from attestation.log.note import Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
 from attestation.log.tiles import Edge, split_hashes
 from attestation.merkle import leaf_hash
@@ -75,15 +76,20 @@ class KeptPrefix:
     def follow(self, reader: LogReader, noted: Noted) -> tuple[Checkpoint, str]:
         """Read every entry since the last time; return the published checkpoint and its note once both lead to the same tree.
 
-        ``noted`` is asked about each new entry. Raises ``LogError``: for a log that shrank or forked (with evidence for everybody), that
-        another key signed, or whose entries do not lead to what it signed. Then nothing is kept.
+        ``noted`` is asked about each new entry. A key that the trusted one handed over to is followed. Raises ``LogError``: for a log that
+        shrank or forked (with evidence for everybody), that another key signed, or whose entries do not lead to what it signed. Then
+        nothing is kept.
         """
         with self._lock, self._damage():
             while True:
+                chain = KeyChain.follow(reader, self._keys)
                 note = reader.checkpoint()
-                head, _ = open_checkpoint(note, self._keys, origin=self._origin)
+                head, _ = chain.open(note)
+                if head.origin != self._origin:
+                    raise NoteError("the checkpoint is another log's", rule="note-origin", seen=head.origin[:200], wanted=self._origin)
                 held = self._held()
-                fresh, facts = self._read(reader, held, head, note, noted)
+                fresh, facts = self._read(reader, held, head, note, keys=chain.keys, noted=noted)
+                chain.require_logged(reader, head.size)
                 if fresh is held or self._commit(held, fresh, facts):
                     return head, note
 
@@ -111,7 +117,9 @@ class KeptPrefix:
         row = self._base.execute("select note, size, upper, lowest from held").fetchone()
         return _Held(*row) if row else _Held()
 
-    def _read(self, reader: LogReader, held: _Held, head: Checkpoint, note: str, noted: Noted) -> tuple[_Held, list[Fact]]:
+    def _read(
+        self, reader: LogReader, held: _Held, head: Checkpoint, note: str, *, keys: Sequence[NoteVerifier], noted: Noted
+    ) -> tuple[_Held, list[Fact]]:
         """Return what to hold from now on, ``held`` itself where nothing is new."""
         if head.size < held.size:
             raise HistoryError("the log shrank", rule="history-shrunk", seen=f"{head.size} entries", wanted=f"≥ {held.size} entries",
@@ -126,7 +134,7 @@ class KeptPrefix:
                 facts.append(fact)
         if (edge.size, edge.root()) != (head.size, head.root):
             if held.note:
-                require_extends(reader, held.note, note, self._keys)
+                require_extends(reader, held.note, note, keys)
             raise TileError(
                 "the entries do not lead to the signed root",
                 rule="prefix-root",

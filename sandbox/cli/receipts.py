@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sandbox.cli.collateral import open_cache
 from sandbox.cli.console import console
 from sandbox.cli.context import TrustOption, trust_file
 
@@ -22,7 +23,7 @@ def verify(
     from attestation.errors import VerificationError
     from attestation.receipt import verify_receipt
 
-    result = verify_receipt(_read(file), trust_file(trust))
+    result = verify_receipt(_read(file), trust_file(trust), cached=open_cache(None).load())
     document = result.to_json()
     if not result.ok:
         failed = next(step for step in result.steps if not step.ok)
@@ -57,7 +58,7 @@ def show(
     from sandbox.errors import UsageError
 
     raw, accepted = _read(file), trust_file(trust)
-    result = verify_receipt(raw, accepted)
+    result = verify_receipt(raw, accepted, cached=open_cache(None).load())
     page = receipt_page(result, digest=sha256_digest(raw), trust_digest=accepted.digest, at=datetime.now(UTC))
     try:
         with output.open("x", encoding="utf-8") as stream:

@@ -12,9 +12,12 @@ from attestation.log.note import NoteVerifier
 from attestation.log.places import LogPlaces
 from attestation.log.prefix import Fact, KeptPrefix
 from attestation.log.reader import LogReader
+from attestation.log.rotation import rotate_key
 from attestation.log.source import FolderSource
+from attestation.log.tiles import rotation_path
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
+from tests.attestation.leases import AT
 
 ORIGIN = "log.example/prefix"
 KEY = SigningKey(b"\x51" * 32)
@@ -65,7 +68,7 @@ def test_reading_goes_on_where_it_ended_across_restarts(tmp_path):
     assert note.startswith(ORIGIN)
     quiet = source(log)
     assert again.follow(LogReader(quiet), noted)[0].size == 705
-    assert quiet.paths == ["checkpoint"]
+    assert sorted(quiet.paths) == ["checkpoint", rotation_path(1)]  # and no entry
 
 
 @pytest.mark.parametrize("size", [3, 256, 512, 513])
@@ -136,3 +139,15 @@ def test_two_readers_of_one_file_agree(tmp_path):
         thread.join()
     assert sizes == [600] * 3
     assert len(list(readers[0].facts("even"))) == 300
+
+
+def test_a_key_that_the_trusted_one_handed_over_to_is_followed(tmp_path):
+    log, new = tmp_path / "log", SigningKey(b"\x53" * 32)
+    grow(log, 0, 10)
+    kept = KeptPrefix(tmp_path / "kept.db", [VERIFIER], origin=ORIGIN)
+    kept.follow(LogReader(source(log)), noted)
+    rotate_key(LogPlaces(log), origin=ORIGIN, old=KEY, new=new, at=AT)
+    grow(log, 10, 5, key=new)
+    assert kept.follow(LogReader(source(log)), noted)[0].size == 16  # the handover is an entry too
+    with pytest.raises(NoteSignatureError):  # a key that nobody handed over to
+        KeptPrefix(None, [NoteVerifier(ORIGIN, SigningKey(b"\x54" * 32).public)], origin=ORIGIN).follow(LogReader(source(log)), noted)
