@@ -15,6 +15,7 @@ crash in between repeats the same decision. Nothing decides on the server's word
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -33,6 +34,8 @@ from attestation.steps import Steps
 from attestation.trust import Trust
 from attestation.verify import Expected, NodeHistory, verify_evidence
 from attestation.verify.cache import NOTHING, Cached
+from policies.errors import PolicyError
+from policies.loader import load_policy
 from sandbox.customer.client import Client
 from sandbox.customer.headers import Progress, bundle_key
 from sandbox.customer.planned import check_plan
@@ -218,6 +221,7 @@ class ReleaseAgent:
             wanted=statement.policy_digest,
             fix="the policy changed after the job was signed: look at it, then submit again",
         )
+        _mark_unsafe(policy, steps)
         known, mine = self._trust.spec.customers, self._identity.public.verify_key.text
         steps.check(
             "customer", ok=known is None or mine in known, seen=mine, wanted="a customer that the trust file lists" if known else "any"
@@ -293,6 +297,18 @@ class ReleaseAgent:
         refusal = Refusal.model_validate_json(raw)
         self._client.refuse(lease, refusal)
         return Decision(lease, granted=False, level=None, reasons=refusal.reasons, steps=(), again=True)
+
+
+def _mark_unsafe(policy: bytes, steps: Steps) -> None:
+    """Mark a decision under a policy that says itself that it protects nobody (``unsafeDevelopment``)."""
+    with contextlib.suppress(PolicyError):  # not ours to judge: the digest of these bytes is what the customer signed
+        if load_policy(policy).policy.spec.unsafe_development:
+            steps.check(
+                "policy-unsafe",
+                ok=True,
+                seen="unsafeDevelopment: this policy says that it protects nobody",
+                wanted="a policy that protects",
+            )
 
 
 def refusal_error(decision: Decision) -> ReleaseError:

@@ -12,6 +12,8 @@ from attestation.errors import LogError
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant, grant_info
 from attestation.signing import Envelope, SigningKey, b64decode, b64encode
 from attestation.verify import NodeHistory
+from policies.loader import load_profile
+from sandbox.customer import release as module
 from sandbox.customer.release import RateLimit, ReleaseAgent, refusal_error
 from sandbox.customer.state import State
 from sandbox.errors import ReleaseError, ServerError
@@ -388,3 +390,14 @@ def test_a_refusal_error_says_all_of_it(lease):
     assert error.code == "release-refused"
     assert error.details["rule"] == "nonce"
     assert any(not step["ok"] for step in error.details["steps"])
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_a_decision_under_an_unsafe_policy_is_marked(unsafe):
+    from attestation.steps import Steps
+
+    name = "development" if unsafe else "standard"
+    steps = Steps("the evidence")
+    module._mark_unsafe(load_profile(name).raw, steps)
+    module._mark_unsafe(b"no policy", steps)
+    assert [step.step for step in steps.all] == (["policy-unsafe"] if unsafe else [])
