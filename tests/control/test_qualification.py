@@ -13,6 +13,10 @@ from attestation.evidence import DeviceCounts, GpuFact
 from attestation.qualification import QUALIFICATION_PAYLOAD_TYPE, Card, Measurement, Qualification, verdict
 from attestation.signing import Envelope, SigningKey, sign_envelope
 from sandbox.control.database.models import EventRow
+from sandbox.node.client import ControlClient
+from sandbox.node.gpu.measure import QUICK
+from sandbox.node.layout import NodeFolder
+from sandbox.node.qualification import grades, keep, kept, sign
 from tests.control.actors import POLICY, Node, code, nonce, ok
 from tests.control.conftest import House
 from tests.control.test_console_http import sign_in
@@ -114,3 +118,17 @@ def test_a_damaged_inventory_does_not_harm_the_console(house: House) -> None:
     ok(node.put(f"/v1/nodes/{node.id}", body))
     sign_in(house, "operator", "operator")
     assert house.http.get("/nodes").status_code == 200
+
+
+def test_what_the_node_signs_and_keeps_is_what_the_server_takes(house: House, tmp_path) -> None:
+    node, folder = house.node(), NodeFolder(tmp_path)
+    envelope = sign(node.id, node.key, QUICK, (card(UUIDS[0], link=3.0),), started_at=house.clock(), driver="580.178.04")
+    keep(folder, envelope)
+    assert kept(folder, node.key.public)[0] == envelope
+    assert grades(folder, node.key.public) == {UUIDS[0]: "inference"}
+    assert grades(folder, SigningKey.generate().public) == {}
+    client = ControlClient("http://server", node.token, node.id, transport=house.http._transport)
+    for _ in range(2):
+        info = client.qualify(kept(folder, node.key.public)[0])
+    assert [each.grade for each in info.qualification.cards] == ["inference"]
+    assert info.qualification.digest == envelope.digest

@@ -120,12 +120,15 @@ def erase(device: Device, seed: int, *, progress: Progress = lambda _: None) -> 
     )
 
 
-def allocate_all(device: Device) -> list[tuple[int, int]]:
-    """Take all memory that can be had, in blocks that halve where one is refused; return each block's number and bytes."""
+def allocate_all(device: Device, taken: int = 0) -> list[tuple[int, int]]:
+    """Take all memory that can be had, in blocks that halve where one is refused; return each block's number and bytes.
+
+    ``taken`` bytes were allocated before: drivers that promise more than there is would else give them twice.
+    """
     blocks: list[tuple[int, int]] = []
     # Powers of two fit the pages that drivers hand out, so that no block leaves a part of one unused.
     size = 1 << (min(LARGEST_BLOCK, device.facts.largest_block).bit_length() - 1)
-    left = device.facts.total_bytes - device.facts.reserved_bytes
+    left = device.facts.total_bytes - device.facts.reserved_bytes - taken
     while size >= SMALLEST_BLOCK and left >= SMALLEST_BLOCK:
         if size > left:
             size //= 2

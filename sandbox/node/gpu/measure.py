@@ -120,7 +120,7 @@ def measure(device: Workbench, effort: Effort, *, clock: Clock = time.perf_count
         if products:
             progress(f"load for {effort.load_seconds:.0f} s")
             figures["sustained"] = _sustained(device, effort, max(products, key=lambda item: item.tflops), matrices, clock)
-        blocks += allocate_all(device)
+        blocks += allocate_all(device, sum(size for _, size in blocks))
         figures |= _memory(device, effort, blocks, clock, progress)
     except DeviceError as error:
         failures.append(str(error))

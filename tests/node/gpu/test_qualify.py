@@ -183,4 +183,5 @@ def test_the_opencl_driver_is_measured_by_the_same_algorithm():
     assert all(product.wrong == 0 for product in measured.products)
     assert measured.wrong_words == 0
     assert measured.to_device_rate > 0
+    assert 0.9 * 96 * MIB < measured.tested_bytes <= 96 * MIB
     assert json.loads(measured.model_dump_json())["patterns"] == 2
