@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +20,7 @@ from sandbox.cli.demo.image import RUNTIME, _files
 from sandbox.cli.demo.interrupt import Interrupts
 from sandbox.cli.demo.programs import CommandError, Person, Programs, free_port
 from sandbox.errors import InputError, ServerError, UsageError
+from sandbox.sealing.keys import Identity
 
 
 @pytest.fixture
@@ -112,6 +117,53 @@ def test_a_program_that_ends_is_noticed_with_its_last_words(interrupts, tmp_path
     assert caught.value.details["rule"] == "demo-program"
     assert caught.value.details["seen"]
     programs.stop_all()
+
+
+def test_interrupted_while_the_control_plane_starts_it_is_ended(interrupts, tmp_path):
+    programs, port = Programs(interrupts), free_port()
+    programs.start(
+        "control plane", Person("operator", tmp_path), ["serve", "--data", str(tmp_path / "c"), "--listen", f"127.0.0.1:{port}"], None
+    )
+    process = programs._running["control plane"]
+    threading.Timer(random.uniform(0.1, 1), os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        programs.wait_ready("control plane", f"http://127.0.0.1:{free_port()}")  # where nobody will ever answer
+    programs.stop_all()
+    assert process.returncode is not None
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        pass
+
+
+def test_interrupted_while_a_job_is_submitted_the_command_is_ended(interrupts, tmp_path):
+    job, image = tmp_path / "job.yaml", "sha256:" + "a" * 64
+    job.write_text(f"{{apiVersion: sealrig/v1, kind: Job, metadata: {{name: j}}, spec: {{image: '{image}', command: [run]}}}}")
+    Identity.generate().save(tmp_path / "key")
+
+    def interrupt():
+        while not _running(str(job)):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and answers none
+        settings = {"SEALRIG_SERVER": f"http://127.0.0.1:{silent.getsockname()[1]}", "SEALRIG_TOKEN": "sealrig_token"}
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            Programs(interrupts).command(
+                Person("customer", tmp_path, settings), ["job", "submit", str(job), "--key", str(tmp_path / "key")]
+            )
+    assert not _running(str(job))
+
+
+def _running(word):
+    """Say whether a process has this word in its command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes().split(b"\0"):
+                return True
+        except OSError:
+            continue
+    return False
 
 
 @pytest.mark.root

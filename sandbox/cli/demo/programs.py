@@ -84,22 +84,14 @@ class Programs:
         """Run ``sealrig WORDS --json`` and return its document. Raises ``CommandError`` with the command's own words."""
         typed = f"sealrig {shlex.join(words)}"
         try:
-            done = subprocess.run(
-                [*_SEALRIG, *words, "--json"],
-                env=person.environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=COMMAND_SECONDS,
-                check=False,
-                start_new_session=True,
-            )
+            code, out, err = _run([*_SEALRIG, *words, "--json"], person.environment())
         except subprocess.TimeoutExpired as error:
             raise CommandError(typed, "timeout", f"no answer within {COMMAND_SECONDS:.0f} s", {}) from error
         try:
-            document = json.loads(done.stdout)
+            document = json.loads(out)
         except ValueError as error:
-            raise CommandError(typed, "internal", done.stderr.decode(errors="replace")[-_LOG_TAIL:].strip(), {}) from error
-        if done.returncode:
+            raise CommandError(typed, "internal", err.decode(errors="replace")[-_LOG_TAIL:].strip(), {}) from error
+        if code:
             problem = document.get("error", {}) if isinstance(document, dict) else {}
             raise CommandError(
                 typed, problem.get("code", "internal"), problem.get("message", "no reason given"), problem.get("details", {})
@@ -168,6 +160,20 @@ class Programs:
     def _where(self, name: str) -> str:
         log = self._logs.get(name)
         return f"look at {log}" if log else "see what it said above"
+
+
+def _run(words: list[str], environment: dict[str, str]) -> tuple[int, bytes, bytes]:
+    """Run a command to its end; one that is interrupted, or takes too long, is gone before anything is cleaned up."""
+    with subprocess.Popen(
+        words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=COMMAND_SECONDS)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return process.returncode, out, err
 
 
 def free_port() -> int:
