@@ -69,7 +69,10 @@ class ReceiptResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as one JSON document."""
-        steps = [{"step": step.step, "ok": step.ok, "detail": step.detail} for step in self.steps]
+        steps = [
+            {"number": number, "step": step.step, "ok": step.ok, "detail": step.detail, "seen": step.seen, "wanted": step.wanted}
+            for number, step in enumerate(self.steps, 1)
+        ]
         level = self.appraisal.level.label if self.appraisal is not None else None
         return {"ok": self.ok, "lease": self.lease, "level": level, "steps": steps}
 

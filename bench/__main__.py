@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import bench
 
-_NOT_BENCHES = {"__main__", "ceiling", "peers", "report"}
+_NOT_BENCHES = {"__main__", "ceiling", "peers", "report", "console"}
 
 
 def names() -> list[str]:

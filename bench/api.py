@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 
+from bench.console import bench_console
 from bench.report import Row, main
 from tests.control.actors import TUS, Bundle, Customer, make_bundle, ok
 from tests.control.server_process import ServerProcess
@@ -34,7 +35,9 @@ def measure() -> Sequence[Row]:
     with tempfile.TemporaryDirectory(prefix="sealrig-bench-") as name, _server(Path(name)) as server:
         customer = server.customer()
         rows = [*_small(server, customer), *_submissions(server, customer, Path(name)), _wake(customer)]
-        return [*rows, *_transfers(customer, Path(name))]
+        rows += _transfers(customer, Path(name))
+    with tempfile.TemporaryDirectory(prefix="sealrig-bench-") as name:
+        return [*rows, *bench_console(Path(name))]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def plant(database: Path, entries: int) -> dict[str, str]:
     base.execute("PRAGMA synchronous=OFF")
     base.executescript(_PLANT.format(entries=entries, leaf=_leaf(), began=_BEGAN.timestamp()))
     row = base.execute(
-        "SELECT actor, tenant_ref, resource, evidence FROM events WHERE log_index = ?", (entries // 3 // 9 * 9 + 5,)
+        "SELECT actor, tenant_ref, resource, evidence FROM events WHERE log_index = ?", (1000 + entries // 3 // 9 * 9 + 5,)
     ).fetchone()
     base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     base.close()
@@ -54,7 +54,7 @@ line AS (
   FROM n JOIN word ON step = i % 9)
 INSERT INTO events (leaf_id, type, actor, tenant_ref, resource, outcome, evidence, occurred_at, leaf, log_index)
 SELECT id, type, actor, tenant, lease, outcome, digest, strftime('%Y-%m-%d %H:%M:%S.000000', {began} + 30 * i, 'unixepoch'),
-  CAST(replace(replace(replace(replace('{leaf}', 'ID', id), 'LEASE', lease), 'TENANT', tenant), 'DIGEST', digest) AS BLOB), i
+  CAST(replace(replace(replace(replace('{leaf}', 'ID', id), 'LEASE', lease), 'TENANT', tenant), 'DIGEST', digest) AS BLOB), i + 1000
 FROM line ORDER BY i;
 COMMIT;
 """

@@ -84,6 +84,8 @@ def show(
     opened = committed_values(found, log) if open_ else {}
     document = {"index": found.index, "entry": said, **({"committed": opened} if open_ else {})}
     shown = {name: value for name, value in said.items() if name != "commitments"}
+    if found.leaf.evidence is not None:
+        shown["evidence"] = f"{found.leaf.evidence.digest} ({found.leaf.evidence.media_type})"
     for each in found.leaf.commitments:
         shown[f"committed {each.field}"] = (opened[each.field] or "erased") if open_ else "not told"
     here = console()

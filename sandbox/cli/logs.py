@@ -48,6 +48,11 @@ def open_log(place: str | None) -> LogReader:
         )
     place = place or f"{server}"
     if not place.startswith(("http://", "https://")):
+        if not Path(place).is_dir():
+            raise LogFetchError(
+                "there is no such folder", rule="log-missing", seen=place[:200], wanted="a log's folder, or a data folder that holds one",
+                fix="a copy of a server's log is the folder 'log' of its data folder",
+            )  # fmt: skip
         return LogReader.from_dir(Path(place))
     url = place.rstrip("/")
     client = httpx.Client(timeout=20.0)

@@ -38,7 +38,7 @@ def verify(
                 fix="ask for the receipt again; if it stays so, the lease is not proven",
             ),
         )
-    lines = [f"ok  {step.step}: {step.detail}" for step in result.steps]
+    lines = [f"{number:>3} ok  {step.step}: {step.seen} (wanted: {step.wanted})" for number, step in enumerate(result.steps, 1)]
     level = result.appraisal.level.label if result.appraisal is not None else "none: no key was released"
     console().emit(document, "\n".join([*lines, f"verified: {len(result.steps)} steps, {result.lease}, level {level}"]))
 
