@@ -25,10 +25,11 @@ class Peer:
 
 
 def sh(*command: str | Path) -> None:
-    """Run a program quietly. Raises ``CalledProcessError``."""
-    subprocess.run(
-        [str(word) for word in command], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    """Run a program quietly. Raises ``RuntimeError`` with what it said when it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
 
 
 @contextmanager
