@@ -39,7 +39,7 @@ def main() -> None:
         while not done.wait(LOOK_SECONDS):
             peak[0] = max(peak[0], memory())
 
-    watching = threading.Thread(target=look)
+    watching = threading.Thread(target=look, daemon=True)
     watching.start()
     start = time.perf_counter()
     check = verify_log(LogReader.from_dir(Path(sys.argv[1])), sys.argv[2], workers=len(os.sched_getaffinity(0)))

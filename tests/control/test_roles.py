@@ -58,6 +58,7 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("get", "/v1/nodes"): PEOPLE,
     ("get", "/v1/nodes/{node}"): ALL,
     ("put", "/v1/nodes/{node}"): {"node"},
+    ("put", "/v1/nodes/{node}/qualification"): {"node"},
     ("post", "/v1/nodes/{node}/quarantine"): {"operator"},
     ("post", "/v1/nodes/{node}/restore"): {"operator"},
     ("post", "/v1/nodes/{node}/poll"): {"node"},
@@ -80,6 +81,7 @@ BODIES: dict[str, object] = {
     "/v1/leases/{lease}/refusal": {"reasons": [{"rule": "r", "seen": "s", "wanted": "w", "fix": "f"}]},
     "/v1/nodes/{node}": {"public_key": "x", "version": "1", "capacity": {"slots": 1, "cpus": 1, "memory": 1, "scratch": 1}},
     "/v1/nodes/{node}/poll": {},
+    "/v1/nodes/{node}/qualification": {"qualification": ENVELOPE},
     "/v1/nodes/{node}/leases/{lease}/report": {"report": ENVELOPE},
     "/v1/nodes/{node}/leases/{lease}/incidents": {"incident": ENVELOPE},
 }
