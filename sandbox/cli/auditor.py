@@ -21,7 +21,7 @@ from attestation.log.query import Found, Query, find_id
 from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
 from sandbox.cli.committed import committed_values
-from sandbox.cli.console import console
+from sandbox.cli.console import console, counted
 from sandbox.cli.keeping import erase, rotate
 from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
 from sandbox.cli.witnesses import watch, witness
@@ -123,7 +123,10 @@ def export_(
             typer.echo(line)
         return
     count = _write_new(out, lines)
-    here.emit({"file": out, "format": form, "entries": count, "derived": True}, f"{count} entries written to {out} (derived from the log)")
+    here.emit(
+        {"file": out, "format": form, "entries": count, "derived": True},
+        f"{counted(count, 'entry', 'entries')} written to {out} (derived from the log)",
+    )
 
 
 @app.command()
@@ -189,8 +192,10 @@ def verify(
         "signers": [{"name": name, "time": time} for name, time in check.signers],
     }
     whose = "with the key that was given" if trusted.trusted else "with the key that the log names itself"
+    size = counted(check.checkpoint.size, "entry", "entries")
     here.emit(
-        document, f"{check.checkpoint.origin}: {check.checkpoint.size} entries, every one in place, signed {whose}\nroot {document['root']}"
+        document,
+        f"{check.checkpoint.origin}: {size}, every one in place, signed {whose}\nroot {document['root']}",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sandbox.cli.console import console, shown
+from sandbox.cli.console import console, counted, shown
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, identity, state
 from sandbox.cli.stored import Stored, StoredArgument, find, opened
 from sandbox.errors import LimitError, UsageError
@@ -59,7 +59,8 @@ def seal(
         "skipped": list(done.skipped),
     }  # fmt: skip
     out.emit(
-        document, f"{done.digest}  {done.path}  {done.files} files, {format_size(done.plaintext_size)} sealed in {format_size(done.size)}"
+        document,
+        f"{done.digest}  {done.path}  {counted(done.files, 'file')}, {format_size(done.plaintext_size)} sealed in {format_size(done.size)}",
     )
 
 
@@ -84,7 +85,7 @@ def open_(
         "signer": opened.header.signer.text,
         "labels": dict(opened.header.labels),
     }
-    out.emit(document, f"{opened.files} files, {format_size(opened.size)}, in {dest}")
+    out.emit(document, f"{counted(opened.files, 'file')}, {format_size(opened.size)}, in {dest}")
 
 
 def inspect(file: BundleArgument, key: KeyOption = None, passphrase_file: PassphraseOption = None) -> None:

@@ -242,6 +242,11 @@ def shown(value: object) -> str:
     return printable(str(value))
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: ``1 file``, ``2 files``, ``3 entries``."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """Return text that cannot steer a terminal: control characters but newline and tab are replaced.
 

@@ -20,7 +20,7 @@ from attestation.log.reader import CHECKPOINT
 from attestation.log.rotation import rotate_key
 from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
-from sandbox.cli.console import console
+from sandbox.cli.console import console, counted
 from sandbox.cli.context import ServerOption, client
 from sandbox.errors import InputError, UsageError
 
@@ -63,7 +63,10 @@ def erase(
         typer.confirm(f"Erase {subject} for good?", abort=True, err=True)
     with client(server) as opened:
         done = opened.erase(subject)
-    here.emit(done, f"{subject} is erased: {done.values} committed values, {done.leases} leases; logged as entry {done.index}")
+    here.emit(
+        done,
+        f"{subject} is erased: {counted(done.values, 'committed value')}, {counted(done.leases, 'lease')}; logged as entry {done.index}",
+    )
 
 
 def rotate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox.cli.console import console, shown
+from sandbox.cli.console import console, counted, shown
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, TrustOption, client, identity, state, trust_file
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome
 
@@ -111,7 +111,7 @@ def results(
     with client(server) as control, out.progress("fetching") as progress:
         digest, opened = open_results(control, me, state(), checked(lease), dest, trust=lambda: trust_file(trust), progress=progress)
     document = {"lease": lease, "bundle": digest, "path": str(dest), "files": opened.files, "size": opened.size}
-    out.emit(document, f"{opened.files} files, {format_size(opened.size)}, in {dest}")
+    out.emit(document, f"{counted(opened.files, 'file')}, {format_size(opened.size)}, in {dest}")
 
 
 @app.command("receipt")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sandbox.cli.console import console
+from sandbox.cli.console import console, counted
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, identity
 from sandbox.cli.stored import Stored, StoredArgument, find, mountable, opened
 
@@ -70,7 +70,9 @@ def _show(place: Path | Stored, folder: Path, start: Callable[[Path | Remote, Pa
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     with mountable(place) as bundle, start(bundle, folder) as mounted:
-        out.emit({"bundle": str(place), "path": str(folder), "entries": files}, f"{folder}  {files} entries, read-only")
+        out.emit(
+            {"bundle": str(place), "path": str(folder), "entries": files}, f"{folder}  {counted(files, 'entry', 'entries')}, read-only"
+        )
         out.say("Ctrl-C unmounts it")
         told = 0
         while not ended.wait(LOOK_SECONDS) and mounted.process.poll() is None:

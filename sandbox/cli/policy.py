@@ -18,7 +18,7 @@ from policies.review import remarks
 from policies.signatures import image_message
 from policies.strictyaml import load_yaml
 from sandbox.admission import launch_request
-from sandbox.cli.console import console
+from sandbox.cli.console import console, counted
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, client, identity
 from sandbox.errors import DeniedError, InputError, ServerError, UsageError
 from sandbox.job import JOB_MAX_BYTES, job_from_tree, parse_job
@@ -51,7 +51,7 @@ def check(policy: _PolicyPlace) -> None:
         "remarks": found,
         "unsafeDevelopment": loaded.policy.spec.unsafe_development,
     }
-    here.emit(document, f"{loaded.name}: sound, {len(loaded.policy.spec.rules)} written rules\n{loaded.digest}")
+    here.emit(document, f"{loaded.name}: sound, {counted(len(loaded.policy.spec.rules), 'written rule')}\n{loaded.digest}")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def run_tests(
         here.fail(document, InputError("some written rules were not seen both to hold and to deny", rule="policy-coverage",
                                        seen=", ".join(missing), wanted="a case that meets and a case that breaks each rule",
                                        fix="add the missing cases"))  # fmt: skip
-    here.emit(document, f"{sum(len(results) for _, results, _ in reports)} cases, all as expected")
+    here.emit(document, f"{counted(sum(len(results) for _, results, _ in reports), 'case')}, all as expected")
 
 
 @app.command("sign-image")

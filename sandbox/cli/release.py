@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sandbox.cli.collateral import open_cache
-from sandbox.cli.console import Console, console
+from sandbox.cli.console import Console, console, counted
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, TrustOption, client, identity, state, trust_file
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def release(
         with client(server) as control:
             control.enrol(me.public.text)
             nodes = len(accepted.spec.nodes)
-            out.say(f"release agent of {me.public.fingerprint}: level {accepted.spec.level} or higher, {nodes} nodes accepted")
+            out.say(f"release agent of {me.public.fingerprint}: level {accepted.spec.level} or higher, {counted(nodes, 'node')} accepted")
             if lease is not None:
                 decisions = _one(control, make(control), checked_lease(lease), out)
         if lease is None:

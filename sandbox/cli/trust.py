@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sandbox.cli.console import console
+from sandbox.cli.console import console, counted
 from sandbox.cli.context import ServerOption, TrustOption, client, trust_file
 
 app = typer.Typer(help="Make, check and explain a trust file.")
@@ -48,7 +48,7 @@ def check(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_defau
     """Check that a trust file is well formed."""
     found = trust_file(file or trust)
     document = {"ok": True, "digest": found.digest, "level": found.spec.level, "nodes": len(found.spec.nodes)}
-    console().emit(document, f"ok: level {found.spec.level}, {len(found.spec.nodes)} nodes, {found.digest}")
+    console().emit(document, f"ok: level {found.spec.level}, {counted(len(found.spec.nodes), 'node')}, {found.digest}")
 
 
 @app.command("explain")

@@ -17,7 +17,7 @@ from attestation.log.witness import Witness
 from attestation.log.witness_server import witness_server
 from attestation.signing import SigningKey
 from policies.units import parse_duration
-from sandbox.cli.console import console
+from sandbox.cli.console import console, counted
 from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
 from sandbox.errors import UsageError
 
@@ -59,9 +59,9 @@ def watch(
             first = alarms[0]
             here.fail({"ok": False, "alarms": alarms, "size": seen.size}, HistoryError(first.message, alarm=first.kind, **first.details))
         if once:
-            here.emit({"ok": True, "alarms": [], "size": seen.size}, f"{seen.size} entries, in order")
+            here.emit({"ok": True, "alarms": [], "size": seen.size}, f"{counted(seen.size, 'entry', 'entries')}, in order")
             return
-        here.say(f"{seen.size} entries" + (f", {len(alarms)} alarms" if alarms else ", in order"))
+        here.say(f"{counted(seen.size, 'entry', 'entries')}" + (f", {counted(len(alarms), 'alarm')}" if alarms else ", in order"))
         time.sleep(pause)
 
 

@@ -154,4 +154,4 @@ def test_people_see_cases_and_coverage(folder, capsys):
     told = capsys.readouterr().out
     assert "a modest job" in told
     assert "rules.short" in told
-    assert "1 cases, all as expected" in told
+    assert "1 case, all as expected" in told
