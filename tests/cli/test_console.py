@@ -143,7 +143,7 @@ def test_documents_become_json():
         "b": "/x",
         "c": "2026-01-02T03:04:05.006Z",
         "d": {"token": "token-" + "0" * 32, "role": "customer", "tenant": "t"},
-        "e": {"step": "s", "ok": True, "seen": "", "wanted": ""},
+        "e": {"step": "s", "ok": True, "seen": "", "wanted": "", "fix": ""},
     }
     with pytest.raises(TypeError):
         plain(b"bytes")
