@@ -10,12 +10,12 @@ import re
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from attestation.appraisal import Level
 from attestation.canonical import digest_of
-from attestation.document import Base64, NodeId, Sha256
+from attestation.document import Base64, Moment, Name, NodeId, Sha256
 from attestation.errors import FormatError
 from attestation.signing import VerifyKey
 
@@ -56,6 +56,8 @@ RtmrIndex = Annotated[str, StringConstraints(pattern=r"^[0-3]$")]
 PcrIndex = Annotated[str, StringConstraints(pattern=r"^(?:[0-9]|1[0-9]|2[0-3])$")]
 
 MAX_LIST = 4096
+MAX_RUNNERS = 64
+"""Kinds of machine that one release names."""
 Accepted48 = Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIST)]
 
 
@@ -73,6 +75,32 @@ class LogTrust(_Section):
     origin: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     key: LogKeyText
     retired: Annotated[tuple[LogKeyText, ...], Field(max_length=64)] = ()
+
+
+class AcceptedRelease(_Section):
+    """One signed release that was verified: its runner digests by kind of machine, and the key that signed it."""
+
+    version: Name
+    released_at: Moment
+    key: KeyText
+    lock: Sha256
+    runners: Annotated[dict[Name, Sha256], Field(min_length=1, max_length=MAX_RUNNERS)]
+
+
+class ReleaseTrust(_Section):
+    """Whose signed releases of the program are accepted, and those that were. Without ``keys`` none of ``accepted`` can be listed."""
+
+    keys: Annotated[tuple[KeyText, ...], Field(min_length=1, max_length=64)]
+    accepted: Annotated[tuple[AcceptedRelease, ...], Field(max_length=1024)] = ()
+
+    @model_validator(mode="after")
+    def _signed_by_listed_keys(self) -> Self:
+        # Taking a key out of the list must take away what it vouched for, and say so rather than leave it silently.
+        for release in self.accepted:
+            if release.key not in self.keys:
+                msg = f"release {release.version} was signed by a key that is not in 'keys': list {release.key}, or remove the release"
+                raise ValueError(msg)
+        return self
 
 
 class TpmTrust(_Section):
@@ -150,7 +178,8 @@ class TrustSpec(_Section):
     """All that is accepted.
 
     ``interlock`` is ``log`` (the previous wipes are looked up in the audit log) or ``claimed`` (the node's signed word is taken).
-    ``runners`` of None accepts any runner; ``customers`` of None accepts the identity inside the signed job.
+    ``runners`` are digests listed by hand, ``releases`` brings those of signed releases; where both are None any runner is accepted.
+    ``customers`` of None accepts the identity inside the signed job.
     """
 
     level: LevelLabel
@@ -158,6 +187,7 @@ class TrustSpec(_Section):
     log: LogTrust
     customers: Annotated[tuple[KeyText, ...], Field(max_length=MAX_LIST)] | None = None
     runners: Annotated[tuple[Sha256, ...], Field(max_length=MAX_LIST)] | None = None
+    releases: ReleaseTrust | None = None
     posture: Annotated[tuple[str, ...], Field(max_length=256)] = ()
     freshness: Wait = timedelta(minutes=10)
     witnesses: Annotated[tuple[Annotated[str, StringConstraints(max_length=400)], ...], Field(max_length=64)] = ()
@@ -167,6 +197,14 @@ class TrustSpec(_Section):
     snp: SnpTrust | None = None
     tdx: TdxTrust | None = None
     gpu: GpuTrust | None = None
+
+    @property
+    def accepted_runners(self) -> frozenset[str] | None:
+        """The digests of all accepted runners; None accepts any."""
+        if self.runners is None and self.releases is None:
+            return None
+        released = self.releases.accepted if self.releases is not None else ()
+        return frozenset(self.runners or ()).union(*(release.runners.values() for release in released))
 
 
 class Trust(_Section):
@@ -230,4 +268,15 @@ def _format_error(error: ValidationError) -> FormatError:
     )
 
 
-_SECTIONS: tuple[type[BaseModel], ...] = (Trust, TrustSpec, LogTrust, TpmTrust, SnpTrust, TcbFloor, TdxTrust, GpuTrust)
+_SECTIONS: tuple[type[BaseModel], ...] = (
+    Trust,
+    TrustSpec,
+    LogTrust,
+    ReleaseTrust,
+    AcceptedRelease,
+    TpmTrust,
+    SnpTrust,
+    TcbFloor,
+    TdxTrust,
+    GpuTrust,
+)

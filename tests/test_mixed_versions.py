@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sandbox.customer.client import Client
+from sandbox.customer.client import LIST_SECONDS, Client
 from sandbox.errors import ServerError
 from sandbox.node.client import ControlClient
 from sandbox.wire import LeaseInfo, NodeInfo, NonceRequest, PollRequest
@@ -35,6 +35,22 @@ def test_an_older_customer_reads_a_newer_servers_answers():
         assert client.nodes()[0].capacity.slots == 1
     with Client("http://127.0.0.1:1", "t", transport=answering({"mark": "m", "leases": [LEASE], "added": 1})) as client:
         assert client.waiting().leases[0].id == LEASE["id"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(422, "bad-input"), (404, "not-found")])
+def test_a_newer_agent_lists_what_waits_at_an_older_server(status, code):
+    def older(request):
+        if request.url.path.endswith("/waiting"):
+            body = {"type": "about:blank", "title": code, "status": status, "detail": "lease", "code": code, "details": {}}
+            return httpx.Response(status, json=body)
+        return httpx.Response(200, json=[LEASE] if request.url.params["state"] == "placed" else [])
+
+    pauses = []
+    with Client("http://127.0.0.1:1", "t", transport=httpx.MockTransport(older), sleep=pauses.append) as client:
+        found = client.waiting(wait=25)
+        assert ([lease.id for lease in found.leases], pauses) == ([LEASE["id"]], [])
+        assert client.waiting(mark=found.mark, wait=25) == found
+    assert pauses == [LIST_SECONDS]
 
 
 def test_an_older_node_reads_a_newer_servers_answers():

@@ -1,7 +1,8 @@
-"""The digest of the program that runs: every installed file of its packages and of all dependencies, and the interpreter's version.
+"""The digest of the program that runs: every installed file of its packages and of all dependencies, lock file, interpreter's version.
 
 Two machines of one kind that installed the same release with the same extras from the same lock file get the same digest. What installers
-write about themselves, and compiled caches, are left out.
+write about themselves, and compiled caches, are left out. The lock file counts where one lies beside the packages (a checkout); a wheel
+has none, and there the signed release names the lock file (``attestation/runners.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ DISTRIBUTION = "sealrig"
 PACKAGES = ("attestation", "policies", "sandbox")
 EXTRAS = frozenset({"node", "nvidia", "opencl", "mount"})
 """What a node may have installed beside the base; the server's and the tests' things are not the runner's."""
+LOCK_FILE = "uv.lock"
 _EXTRA = re.compile(r"""\bextra\s*==\s*['"]([\w-]+)['"]""")
 _READ_AT_RUN_TIME = frozenset({"METADATA", "entry_points.txt"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,13 +32,29 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def runner_digest() -> tuple[str, str]:
     """Return (``sha256:…``, version) of the installed program. Read once a process: what runs is what was loaded then."""
     fields = [platform.python_implementation().encode(), platform.python_version().encode()]
+    fields.append(lock_digest(package_root(PACKAGES[0]).parent))
     for package in PACKAGES:
         fields += [package.encode(), tree_digest(package_root(package))]
     installed = _distributions()
     for name, distribution in sorted(installed.items()):
         fields += [f"{name}=={distribution.version}".encode(), b"" if name == DISTRIBUTION else distribution_digest(distribution)]
     own = installed.get(DISTRIBUTION)
-    return f"sha256:{bind('sealrig/runner/v2', *fields).hex()}", "unversioned" if own is None else own.version
+    return f"sha256:{bind('sealrig/runner/v3', *fields).hex()}", "unversioned" if own is None else own.version
+
+
+def machine_kind() -> str:
+    """Return what a runner digest depends on beside the release, for example ``cpython-3.11.7-linux-x86_64``."""
+    parts = (platform.python_implementation(), platform.python_version(), platform.system(), platform.machine())
+    return "-".join(parts).lower()
+
+
+def lock_digest(folder: Path) -> bytes:
+    """Return the SHA-256 (32 bytes) of the lock file in the folder that holds the packages; empty where there is none."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except FileNotFoundError:
+        return b""
 
 
 def package_root(package: str) -> Path:

@@ -130,13 +130,13 @@ def _check_node(evidence: Evidence, trust: Trust, at: datetime, steps: Steps) ->
         seen=f"{len(key)} bytes, {sha256_digest(key)}",
         wanted=f"≥ {MIN_LEASE_KEY_BYTES} bytes",
     )
-    listed = spec.runners is None or evidence.runner_digest in spec.runners
+    runners = spec.accepted_runners
     steps.check(
         "runner",
-        ok=listed,
+        ok=runners is None or evidence.runner_digest in runners,
         seen=f"{evidence.runner_version} {evidence.runner_digest}",
-        wanted="any (the trust file lists none)" if spec.runners is None else f"one of {len(spec.runners)} listed runners",
-        fix="add the runner's digest to 'runners' in the trust file, if you accept it",
+        wanted="any (the trust file lists none)" if runners is None else f"one of {len(runners)} listed runners",
+        fix="accept its signed release ('sealrig trust runners add'), or add its digest to 'runners' in the trust file",
     )
     fresh = at - spec.freshness <= evidence.made_at <= at + CLOCK_SKEW
     steps.check(

@@ -34,7 +34,7 @@ _COMMANDS: tuple[tuple[str, str, str, str], ...] = (
     ("Customer", "job", "jobs:app", "Check and submit jobs."),
     ("Customer", "release", "release:release", "Verify a node's evidence, then release keys to it."),
     ("Customer", "lease", "leases:app", "Follow leases; fetch logs, results and receipts."),
-    ("Customer", "trust", "trust:app enrolling:app", "Make, check and explain a trust file."),
+    ("Customer", "trust", "trust:app enrolling:app runners:app", "Make, check and explain a trust file."),
     ("Customer", "demo", "demo:demo", "Run the main job on this machine."),
     ("Customer", "config", "settings:app", "Keep server address and token."),
     ("Operator", "serve", "serve:serve", "Run the control plane."),

@@ -88,14 +88,20 @@ def identity(key: Path | None, passphrase_file: Path | None = None) -> Identity:
 
 def trust_file(path: Path | None) -> Trust:
     """Load the trust file of ``--trust`` or the settings. Raises ``UsageError``, ``InputError``."""
-    from sandbox.config import load_settings
     from sandbox.customer.trustfile import load_trust
+
+    return load_trust(trust_path(path))
+
+
+def trust_path(path: Path | None) -> Path:
+    """Return where the trust file of ``--trust`` or the settings is. Raises ``UsageError``."""
+    from sandbox.config import load_settings
 
     found = path or load_settings().trust
     if found is None:
         raise UsageError("no trust file is named", rule="trust", seen="nothing", wanted="a trust file",
                          fix="use --trust TRUST.yaml or set SEALRIG_TRUST; make one with 'sealrig trust init'")  # fmt: skip
-    return load_trust(found)
+    return found
 
 
 def state() -> State:

@@ -54,7 +54,9 @@ def check(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_defau
 @app.command("explain")
 def explain(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None, trust: TrustOption = None) -> None:
     """Say in words what a trust file accepts, and what it leaves open."""
+    from sandbox.customer.releases import explain_releases
     from sandbox.customer.trustfile import explain_trust
 
-    lines = dict(explain_trust(trust_file(file or trust)))
+    found = trust_file(file or trust)
+    lines = dict([*explain_trust(found), *explain_releases(found)])
     console().emit(lines, lambda: console().fields(lines))

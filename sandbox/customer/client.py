@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
+from attestation.canonical import canonical_json, sha256_digest
 from attestation.signing import Envelope, b64encode
 from sandbox.customer.http import Connection
-from sandbox.errors import ServerError
+from sandbox.errors import InputError, NotFoundError, ServerError
 from sandbox.lifecycle import LeaseState
 from sandbox.wire import (
     MAX_WAIT_SECONDS,
@@ -37,6 +38,8 @@ from sandbox.wire import (
 )
 
 MAX_RECEIPT_BYTES = 64 * 1024 * 1024
+LIST_SECONDS = 2.0
+"""Between two looks at an older server, which cannot hold a question open."""
 _T = TypeVar("_T")
 _BUNDLES = TypeAdapter(list[BundleInfo])
 _LEASES = TypeAdapter(list[LeaseInfo])
@@ -133,7 +136,14 @@ class Client(Connection):
     def waiting(self, *, mark: str = "", wait: float = 0) -> WaitingLeases:
         """Return the leases that wait for the release agent; with the last answer's ``mark``, wait at most ``wait`` seconds for others."""
         params: dict[str, str | int | float] = {"mark": mark, "wait": wait}
-        return self.request("GET", "/v1/leases/waiting", params=params, wait=wait).model(WaitingLeases)
+        try:
+            return self.request("GET", "/v1/leases/waiting", params=params, wait=wait).model(WaitingLeases)
+        except (NotFoundError, InputError):  # a server from before this question takes "waiting" for a lease's id
+            found = tuple(lease for state in (LeaseState.PLACED, LeaseState.ATTESTED) for lease in self.leases(state))
+        now = sha256_digest(canonical_json([[lease.id, lease.state.value] for lease in found]))
+        if now == mark:
+            self.sleep(min(wait, LIST_SECONDS))
+        return WaitingLeases(mark=now, leases=found)
 
     def lease(self, lease: str, *, since: LeaseState | None = None, wait: float = MAX_WAIT_SECONDS) -> LeaseInfo:
         """Return a lease; with ``since``, wait at most ``wait`` seconds until its state is another."""

@@ -87,8 +87,15 @@ def explain_trust(trust: Trust) -> Iterator[tuple[str, str]]:
     spec = trust.spec
     yield "level", f"{spec.level} or higher: {_LEVELS[spec.level]}"
     yield "nodes", f"{len(spec.nodes)} accepted: {', '.join(sorted(spec.nodes))}; any other node is refused"
-    runners = "any: whatever software a listed node runs is accepted" if spec.runners is None else f"{len(spec.runners)} accepted digests"
-    yield "runner", runners
+    runners = spec.accepted_runners
+    yield (
+        "runner",
+        (
+            "any: whatever software a listed node runs is accepted"
+            if runners is None
+            else f"{len(runners)} accepted digests, {len(spec.runners or ())} of them listed by hand"
+        ),
+    )
     yield "posture", f"these checks must pass: {', '.join(spec.posture)}" if spec.posture else "any: no host setting is required"
     yield "freshness", f"evidence older than {format_duration(spec.freshness / timedelta(seconds=1))} is refused"
     log = "looked up in the audit log" if spec.interlock == "log" else "taken on the node's signed word alone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timedelta
 from importlib.metadata import PathDistribution
@@ -16,8 +17,8 @@ from pydantic import ValidationError
 from attestation.appraisal import Level, Submod, level_of
 from attestation.canonical import canonical_json
 from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, Certificate, build_certificate, verify_certificate
-from attestation.collect import collect
-from attestation.collect.runner import PACKAGES, distribution_digest, package_root, runner_digest, tree_digest
+from attestation.collect import collect, runner
+from attestation.collect.runner import PACKAGES, distribution_digest, lock_digest, package_root, runner_digest, tree_digest
 from attestation.errors import AttestationError, FormatError, SignatureError, VerificationError
 from attestation.grant import Grant, grant_info
 from attestation.run import RunRecord
@@ -272,6 +273,17 @@ def test_the_runner_digest_covers_every_installed_file():
     assert all((package_root(package) / "__init__.py").is_file() for package in PACKAGES)
     with pytest.raises(AttestationError, match="not installed"):
         package_root("no_such_package")
+
+
+def test_the_lock_file_beside_the_packages_counts(tmp_path):
+    assert lock_digest(tmp_path) == b""
+    (tmp_path / "uv.lock").write_bytes(b"version = 1\n")
+    assert lock_digest(tmp_path) == hashlib.sha256(b"version = 1\n").digest()
+    with_one = runner_digest.__wrapped__()
+    assert with_one == runner_digest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "LOCK_FILE", "none.lock")
+        assert runner.runner_digest.__wrapped__() != with_one
 
 
 def test_names_contents_and_places_change_the_tree_digest(tmp_path):
