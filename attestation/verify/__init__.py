@@ -129,6 +129,7 @@ def _check_node(evidence: Evidence, trust: Trust, at: datetime, steps: Steps) ->
         ok=len(key) >= MIN_LEASE_KEY_BYTES,
         seen=f"{len(key)} bytes, {sha256_digest(key)}",
         wanted=f"≥ {MIN_LEASE_KEY_BYTES} bytes",
+        fix="have the node make a lease key of its own for this lease",
     )
     runners = spec.accepted_runners
     steps.check(
@@ -159,7 +160,13 @@ def _check_node(evidence: Evidence, trust: Trust, at: datetime, steps: Steps) ->
     counts, gpus = evidence.device_counts, {gpu.uuid for gpu in evidence.gpus}
     cards = {gpu.parent or gpu.uuid for gpu in evidence.gpus}
     same = counts.pci == counts.driver == len(cards) and len(gpus) == len(evidence.gpus)
-    steps.check("gpu-count", ok=same, seen=f"evidence {len(cards)}, PCI {counts.pci}, driver {counts.driver}", wanted="the same number")
+    steps.check(
+        "gpu-count",
+        ok=same,
+        seen=f"evidence {len(cards)}, PCI {counts.pci}, driver {counts.driver}",
+        wanted="the same number",
+        fix="let the driver show every GPU that is on the bus, or take the others out",
+    )
 
 
 def _software(evidence: Evidence) -> Submod:

@@ -56,7 +56,13 @@ def check_interlock(evidence: Evidence, history: NodeHistory | None, *, required
             fix="read the node's history from the audit log, or set 'interlock: claimed' in the trust file",
         )
         return
-    steps.check("interlock-history", ok=history.node == evidence.node, seen=history.node, wanted=evidence.node)
+    steps.check(
+        "interlock-history",
+        ok=history.node == evidence.node,
+        seen=history.node,
+        wanted=evidence.node,
+        fix="read the log's history of this node",
+    )
     steps.check(
         "interlock-unproven",
         ok=not history.unproven,
@@ -79,6 +85,7 @@ def check_interlock(evidence: Evidence, history: NodeHistory | None, *, required
         ok=not (first and older),
         seen="first lease" if first else "an earlier wipe is named",
         wanted=f"the last wipe of the node (entry {max(older)})" if first and older else "an earlier wipe, or none in the log",
+        fix=_FIX,
     )
 
 

@@ -34,6 +34,7 @@ from attestation.verify.rim import Rim, verify_rim
 from attestation.verify.statuses import NO_STATUS, StatusFiles, check_statuses
 
 CHAIN_LENGTH = 5
+_AGAIN = "ask for a new report, and have it sent as the GPU made it"
 NVDEC0_INDEX = 35
 """The measurement (from 0) that exists only while the video decoder is on."""
 _STATUS_FIX = (
@@ -131,7 +132,13 @@ def verify_gpu(
 def check_distinct(submods: Sequence[Submod], steps: Steps) -> None:
     """Require that each of these GPUs is another chip: one GPU's report must not stand in for two."""
     seen = {submod.facts.get("device") for submod in submods}
-    steps.check("gpu-distinct", ok=len(seen) == len(submods), seen=f"{len(seen)} chips", wanted=f"{len(submods)}, one a report")
+    steps.check(
+        "gpu-distinct",
+        ok=len(seen) == len(submods),
+        seen=f"{len(seen)} chips",
+        wanted=f"{len(submods)}, one a report",
+        fix="let each GPU make its own report",
+    )
 
 
 def _check_chain(certificates: Sequence[x509.Certificate], rules: GpuRules, at: datetime, steps: Steps) -> list[x509.Certificate]:
@@ -145,6 +152,7 @@ def _check_chain(certificates: Sequence[x509.Certificate], rules: GpuRules, at: 
         ok=len(certificates) == CHAIN_LENGTH == len(path),
         seen=f"{len(certificates)} certificates to {name_of(path[-1])}",
         wanted=f"{CHAIN_LENGTH} certificates to NVIDIA's pinned root",
+        fix="send the GPU's whole chain as the driver hands it out",
     )
     return path
 
@@ -166,7 +174,13 @@ def _check_signature(report: GpuReport, leaf: x509.Certificate, steps: Steps) ->
             key.verify(encode_dss_signature(*report.signature), report.signed, ec.ECDSA(hashes.SHA384()))
         except InvalidSignature:
             good = False
-    steps.need("gpu-signature", ok=good, seen="proven" if good else "another key, or other bytes", wanted="a signature by the GPU's key")
+    steps.need(
+        "gpu-signature",
+        ok=good,
+        seen="proven" if good else "another key, or other bytes",
+        wanted="a signature by the GPU's key",
+        fix=_AGAIN,
+    )
 
 
 def _check_fwid(report: GpuReport, identity: GpuIdentity, steps: Steps) -> None:
@@ -178,6 +192,7 @@ def _check_fwid(report: GpuReport, identity: GpuIdentity, steps: Steps) -> None:
         ok=silent or seen == identity.fwid,
         seen="not reported" if seen is None else seen.hex(),
         wanted=f"{identity.fwid.hex()}{' where reported' if silent else ''}",
+        fix="send the report and the chain of one GPU, both from after its last start",
     )
 
 

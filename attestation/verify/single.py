@@ -119,13 +119,18 @@ def _software(raw: bytes, nonce: bytes | None, roots: Sequence[bytes], steps: St
         wanted="a signature by a given key" if keys else "a signature by the key that the evidence names itself: no key was given",
     )
     steps.check(
-        "node", ok=not keys or evidence.node_key in {key.text for key in keys}, seen=evidence.node_key, wanted="the key that signed"
+        "node",
+        ok=not keys or evidence.node_key in {key.text for key in keys},
+        seen=evidence.node_key,
+        wanted="the key that signed",
+        fix="name the key that the evidence names (--roots)",
     )
     steps.check(
         "nonce",
         ok=nonce is None or evidence.nonce == nonce.hex(),
         seen=evidence.nonce,
         wanted="not compared: no nonce was given" if nonce is None else nonce.hex(),
+        fix="ask for new evidence over the right nonce",
     )
     failed = [fact.id for fact in evidence.posture if fact.result != "pass"]
     steps.check(

@@ -33,6 +33,8 @@ _OID = "1.3.6.1.4.1.3704.1."
 _PARTS = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
 _PRODUCT_OID, _CHIP_OID = "2", "4"
 _TURIN_CHIP_BYTES = 8
+_AGAIN = "ask for a new report, and have it sent as the firmware made it"
+_FITTING = "send the certificate that AMD issued for this chip and its present firmware"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,11 @@ def _check_chain(
         root = verify_chain([certificates[0], middle], tops, at)
     except StopIteration:
         steps.need(
-            "snp-chain", ok=False, seen=certificates[0].issuer.rfc4514_string()[:200], wanted="an issuer among AMD's pinned certificates"
+            "snp-chain",
+            ok=False,
+            seen=certificates[0].issuer.rfc4514_string()[:200],
+            wanted="an issuer among AMD's pinned certificates",
+            fix="send the certificate that AMD issued for this chip",
         )
     except AttestationError as error:
         steps.fail("snp-chain", error)
@@ -171,20 +177,32 @@ def _check_signature(report: SnpReport, certificate: x509.Certificate, steps: St
             key.verify(encode_dss_signature(*report.signature), report.signed, ec.ECDSA(hashes.SHA384()))
         except InvalidSignature:
             good = False
-    steps.need("snp-signature", ok=good, seen="proven" if good else "another key, or other bytes", wanted="a signature by the chip's key")
+    steps.need(
+        "snp-signature",
+        ok=good,
+        seen="proven" if good else "another key, or other bytes",
+        wanted="a signature by the chip's key",
+        fix=_AGAIN,
+    )
 
 
 def _check_key(report: SnpReport, about: ChipCertificate, steps: Steps) -> None:
     """Require a certificate for this signer, firmware and chip: an old certificate would hide a downgrade."""
     wanted = VCEK if about.chip else VLEK
     steps.check(
-        "snp-key", ok=report.signer == wanted, seen=f"signing key {report.signer}", wanted=f"{wanted} ({'VCEK' if about.chip else 'VLEK'})"
+        "snp-key",
+        ok=report.signer == wanted,
+        seen=f"signing key {report.signer}",
+        wanted=f"{wanted} ({'VCEK' if about.chip else 'VLEK'})",
+        fix=_FITTING,
     )
-    steps.check("snp-key-tcb", ok=about.tcb == report.reported_tcb, seen=str(report.reported_tcb), wanted=str(about.tcb))
+    steps.check("snp-key-tcb", ok=about.tcb == report.reported_tcb, seen=str(report.reported_tcb), wanted=str(about.tcb), fix=_FITTING)
     if about.chip:
         size = len(about.chip)
         same = report.chip_id[:size] == about.chip and not any(report.chip_id[size:])
-        steps.check("snp-key-chip", ok=same and not report.chip_key_masked, seen=report.chip_id.hex(), wanted=about.chip.hex())
+        steps.check(
+            "snp-key-chip", ok=same and not report.chip_key_masked, seen=report.chip_id.hex(), wanted=about.chip.hex(), fix=_FITTING
+        )
 
 
 def _check_rules(report: SnpReport, rules: SnpRules, steps: Steps) -> None:

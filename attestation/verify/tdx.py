@@ -39,6 +39,7 @@ from attestation.verify.tdx_quote import TdxQuote, parse_tdx_quote
 UP_TO_DATE = frozenset({"UpToDate"})
 REPORT_DATA_BYTES = 64
 _SGX_OID = "1.2.840.113741.1.13.1"
+_AGAIN = "ask for a new quote, and have it sent as the platform made it"
 
 
 @dataclass(frozen=True)
@@ -122,15 +123,27 @@ def verify_tdx(
 
 def _check_signatures(quote: TdxQuote, pck: x509.Certificate, steps: Steps) -> None:
     good = signed_by(pck, quote.enclave_signature, quote.enclave.raw)
-    steps.need("tdx-enclave", ok=good, seen="proven" if good else "another key, or other bytes", wanted="a signature by the platform's key")
+    steps.need(
+        "tdx-enclave",
+        ok=good,
+        seen="proven" if good else "another key, or other bytes",
+        wanted="a signature by the platform's key",
+        fix=_AGAIN,
+    )
     named = hashlib.sha256(quote.key + quote.authentication).digest().ljust(REPORT_DATA_BYTES, b"\0")
-    steps.need("tdx-key", ok=quote.enclave.data == named, seen=quote.enclave.data.hex(), wanted=named.hex())
+    steps.need("tdx-key", ok=quote.enclave.data == named, seen=quote.enclave.data.hex(), wanted=named.hex(), fix=_AGAIN)
     try:
         own = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + quote.key)
         good = signed_by(own, quote.signature, quote.signed)
     except ValueError:
         good = False
-    steps.need("tdx-signature", ok=good, seen="proven" if good else "another key, or other bytes", wanted="a signature by the quote's key")
+    steps.need(
+        "tdx-signature",
+        ok=good,
+        seen="proven" if good else "another key, or other bytes",
+        wanted="a signature by the quote's key",
+        fix=_AGAIN,
+    )
 
 
 def _check_collateral(
@@ -195,6 +208,7 @@ def _check_tables(quote: TdxQuote, platform: Platform, found: Collateral, rules:
         ok=good and status in rules.statuses,
         seen=status if good else "another module",
         wanted=f"Intel's TDX module, {wanted}",
+        fix=fix,
     )
 
 
@@ -205,7 +219,13 @@ def _masked(seen: bytes, wanted: str, mask: str) -> bool:
 
 def _check_guest(quote: TdxQuote, rules: TdxRules, nonce: bytes | None, steps: Steps) -> None:
     # The lowest byte (TUD) holds what puts a guest under debugging.
-    steps.check("tdx-policy", ok=quote.attributes[0] == 0, seen=quote.attributes.hex(), wanted="debugging off (first byte 00)")
+    steps.check(
+        "tdx-policy",
+        ok=quote.attributes[0] == 0,
+        seen=quote.attributes.hex(),
+        wanted="debugging off (first byte 00)",
+        fix="start the guest without debugging",
+    )
     steps.check(
         "tdx-measurement",
         ok=rules.measurements is None or quote.measurement in rules.measurements,

@@ -45,6 +45,7 @@ def check_tee(evidence: Evidence, node: Submod, trust: Trust, at: datetime, step
         ok=fitting,
         seen=", ".join(f"{kind} of {target}" for kind, target in places)[:400] or "none",
         wanted="one piece of each kind for each device",
+        fix="have the node send one piece for each device that it lists",
     )
     if not fitting:
         return submods

@@ -195,5 +195,6 @@ def _quoted(evidence: TpmEvidence, quote: Quote, hash_name: str, steps: Steps) -
         ok=bool(quote.pcrs) and not missing and digest == quote.digest,
         seen=digest.hex(),
         wanted=f"{quote.digest.hex()} over PCRs {', '.join(map(str, quote.pcrs)) or 'none'}",
+        fix="send the values of the quoted PCRs, read together with the quote",
     )
     return {index: evidence.pcrs[index] for index in quote.pcrs}

@@ -224,7 +224,11 @@ class ReleaseAgent:
         _mark_unsafe(policy, steps)
         known, mine = self._trust.spec.customers, self._identity.public.verify_key.text
         steps.check(
-            "customer", ok=known is None or mine in known, seen=mine, wanted="a customer that the trust file lists" if known else "any"
+            "customer",
+            ok=known is None or mine in known,
+            seen=mine,
+            wanted="a customer that the trust file lists" if known else "any",
+            fix="add this identity's key to 'customers' in the trust file",
         )
         check_plan(plan, statement, steps)
         try:
