@@ -7,6 +7,9 @@ from typing import NoReturn
 
 from attestation.errors import AttestationError, Step, VerificationError
 
+_UNALTERED = "have this piece made anew and sent as it was made"
+"""The way out where an error names none: such an error tells of bytes that nobody who made them would have written."""
+
 
 class Steps:
     """The steps of one verification. ``check`` records and goes on; ``need`` ends it at once, as later steps would have no basis."""
@@ -39,9 +42,8 @@ class Steps:
     def note(self, step: str, error: AttestationError) -> None:
         """Record a step that an error ended, and go on."""
         seen = f"{error.message}: {error.details['seen']}" if "seen" in error.details else error.message
-        self.check(
-            step, ok=False, seen=seen, wanted=error.details.get("wanted", "a step without an error"), fix=str(error.details.get("fix", ""))
-        )
+        wanted = error.details.get("wanted", "a step without an error")
+        self.check(step, ok=False, seen=seen, wanted=wanted, fix=str(error.details.get("fix") or _UNALTERED))
 
     def absorb(self, steps: tuple[Step, ...], prefix: str = "") -> None:
         """Take over the steps of a verification that was part of this one."""

@@ -188,7 +188,7 @@ class ReleaseAgent:
                 statement.lease,
                 [Step(str(error.details.get("rule", error.code)), ok=False, seen=seen, wanted=str(error.details.get("wanted", "")))],
                 (),
-                "",
+                str(error.details.get("fix") or "compare what the server shows with what the trust file names"),
             )
         if self._confirm is not None and not self._confirm(candidate):
             said_no = Step("confirm", ok=False, seen="the person said no", wanted="the person's yes")
