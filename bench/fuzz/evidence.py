@@ -35,6 +35,7 @@ from cryptography.x509 import ocsp
 from attestation.enrolment import Answer, Challenge, Offer, Pending
 from attestation.errors import AttestationError
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
+from attestation.runners import ReleaseStatement, build_release
 from attestation.signing import Envelope, SigningKey, b64decode, b64encode, sign_envelope
 from attestation.verify.certificates import load_chain
 from attestation.verify.eventlog import replay_event_log
@@ -64,6 +65,7 @@ ENROLMENT = b'{"v":1,"node":"node-00000000000000000000000000000001","ek":"AAAA",
 ENVELOPE = sign_envelope(
     b'{"v":1,"lease":"lease-00000000000000000000000000000001","posture":[],"tee":null}', EVIDENCE_PAYLOAD_TYPE, SigningKey(bytes(32))
 ).to_bytes()
+RELEASE = build_release("0.1.0", "sha256:" + "1" * 64, {"cpython-3.11.7-linux-x86_64": "sha256:" + "2" * 64}, AT)
 BLOCKS = (b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00")
 
 
@@ -139,6 +141,7 @@ class Samples:
             ("tdx-collateral", stated_window, self._tdx[1]),
             ("gpu-report", parse_gpu_report, self._gpu[0]),
             ("envelope", Envelope.from_bytes, ENVELOPE),
+            ("release", ReleaseStatement.from_payload, RELEASE),
             ("evidence", Evidence.from_payload, b64decode(json.loads(ENVELOPE)["payload"])),
             *(("enrolment", kind.from_payload, ENROLMENT) for kind in (Offer, Challenge, Pending, Answer)),
         ]

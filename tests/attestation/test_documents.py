@@ -380,6 +380,14 @@ def test_no_step_is_no_pass():
         Steps("nothing").finish()
 
 
+def test_an_error_without_a_way_out_gets_one():
+    steps = Steps("it")
+    steps.note("bare", FormatError("broken", seen="x", wanted="y"))
+    steps.note("own", FormatError("broken", fix="mend it"))
+    assert [bool(step.fix) for step in steps.all] == [True, True]
+    assert steps.all[1].fix == "mend it"
+
+
 ROOTS = {
     "amd_milan.pem": ("67d303bd3905fd38", "69d063b45344d26a", "c5e081f59b7efab1"),
     "amd_genoa.pem": ("5464738c1546aed5", "4c6598d19c18719c", "197e610743a917d6"),
