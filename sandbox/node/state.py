@@ -89,6 +89,8 @@ class NodeState:
 
     def set_clean(self, marks: Mapping[str, str | None]) -> None:
         """Remember GPUs' marks; None forgets one, durably, before anybody uses the GPU."""
+        if not marks:
+            return
         with self._lock:
             self._clean.update({gpu: mark for gpu, mark in marks.items() if mark is not None})
             for gpu in [gpu for gpu, mark in marks.items() if mark is None]:

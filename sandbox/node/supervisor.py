@@ -66,8 +66,9 @@ class Supervisor:
         self._register()
         while not self._stopping.is_set():
             try:
+                told = self._told()
                 request = PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds)
-                self._take(self._node.client.poll(request))
+                self._take(self._node.client.poll(request), told)
             except ServerError as error:
                 # Loss of contact ends nothing: every lease goes on in its own thread.
                 _log.warning("no contact", reason=error.message)
@@ -89,6 +90,11 @@ class Supervisor:
     def _held(self) -> list[str]:
         with self._lock:
             return sorted(self._threads)
+
+    def _told(self) -> frozenset[str]:
+        """Return the leases in quarantine, once all are over and the control plane knows of every failure; until then none."""
+        rows, held = self._node.state.quarantine, set(self._held())
+        return frozenset(row.lease for row in rows) if all(row.told and row.lease not in held for row in rows) else frozenset()
 
     def _register(self) -> None:
         registration = NodeRegistration(
@@ -121,7 +127,7 @@ class Supervisor:
             except SealrigError as error:
                 _log.warning("qualification not sent", reason=error.message)
 
-    def _take(self, answer: PollAnswer) -> None:
+    def _take(self, answer: PollAnswer, told: frozenset[str]) -> None:
         seen = {assignment.lease: assignment for assignment in answer.assignments}
         with self._lock:
             known = dict(self._inboxes)
@@ -134,8 +140,8 @@ class Supervisor:
             if lease not in self._held() and lease not in self._over:
                 self._begin(assignment)
         self._over &= seen.keys()
-        told = self._node.state.quarantine
-        if told and answer.node_state == "ready" and all(row.told for row in told):
+        # Only the answer to a question that was asked after the failure was told: one on its way before calls the node ready, too.
+        if told and answer.node_state == "ready" and told == self._told():
             self._restore()
 
     def _begin(self, assignment: Assignment) -> None:

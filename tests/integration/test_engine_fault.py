@@ -58,7 +58,7 @@ def test_again_and_again_means_quarantine_and_the_next_start_wipes(node_rig, mon
         planted.setattr(ending, "wipe", Unforeseen(ending.wipe, 2))
         lease = node_rig.control.submit(node_rig.spec("sleep 1"))
         deadline = time.monotonic() + 20
-        while not node_rig.node.folder.state.exists():
+        while not node_rig.node.state.quarantine:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert lease.id in json.loads(node_rig.node.folder.state.read_bytes())["quarantine"]

@@ -13,6 +13,7 @@ from attestation.signing import Envelope
 from attestation.wipe import GpuWipe
 from sandbox.errors import EngineError
 from sandbox.lifecycle import LeaseState, Outcome
+from sandbox.node.client import ControlClient
 from sandbox.node.engine import Engine
 from sandbox.node.scratch import base, fscrypt, kernel
 from sandbox.node.wipe import Remains, wipe
@@ -99,6 +100,27 @@ def test_a_container_that_cannot_be_removed(node_rig, monkeypatch):
         monkeypatch.setattr(Engine, "remove", lambda self, container: None)
         lease = node_rig.control.submit(node_rig.spec("true"))
         _quarantined(node_rig, lease, "container")
+        monkeypatch.undo()
+        _restored(node_rig)
+    assert node_rig.leftovers() == []
+
+
+def test_an_answer_that_was_on_its_way_lifts_no_quarantine(node_rig, monkeypatch):
+    poll, remove, state, lease = ControlClient.poll, Engine.remove, node_rig.node.state, None
+
+    def late(self, request):
+        answer = poll(self, request)
+        if answer.node_state == "ready" and lease is not None and lease.state in {LeaseState.RUNNING, LeaseState.COLLECTING}:
+            _wait_for(lambda: state.quarantine and state.quarantine[0].told)
+            monkeypatch.setattr(Engine, "remove", remove)  # a second wipe would be proven
+        return answer
+
+    with node_rig.running():
+        monkeypatch.setattr(Engine, "remove", lambda self, container: None)
+        monkeypatch.setattr(ControlClient, "poll", late)
+        lease = node_rig.control.submit(node_rig.spec("sleep 1"))
+        _quarantined(node_rig, lease, "container")
+        assert Engine.remove is remove, "no answer was on its way"
         monkeypatch.undo()
         _restored(node_rig)
     assert node_rig.leftovers() == []
