@@ -109,12 +109,9 @@ def apply_policy(control: Control, caller: Caller, tenant: str, raw: bytes, *, d
     require_safe(control, loaded)
     with control.database.write() as session:
         row = session.get(TenantRow, tenant, with_for_update=True)
-        if row is None and dry_run:
-            raise NotFoundError(
-                "no such tenant", rule="tenant", seen=tenant[:80], wanted="a tenant with a token", fix="see 'sealrig token list'"
-            )
-        row = row or ensure_tenant(control, session, tenant, actor=caller.token)
-        before = session.get_one(PolicyRow, row.policy)
+        if row is not None or not dry_run:
+            row = ensure_tenant(control, session, tenant, actor=caller.token)
+        before = control.settings.policy if row is None else session.get_one(PolicyRow, row.policy)
         leases = list(
             session.scalars(
                 select(LeaseRow)
@@ -123,7 +120,7 @@ def apply_policy(control: Control, caller: Caller, tenant: str, raw: bytes, *, d
             )
         )
         effects = [(lease, _effect(session, lease, loaded)) for lease in leases]
-        if not dry_run:
+        if row is not None and not dry_run:
             _bind(control, session, row, loaded, actor=caller.token)
             for lease, effect in effects:
                 if not effect.allowed:

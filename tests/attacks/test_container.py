@@ -22,6 +22,7 @@ CONTAINED_BY_GVISOR = {
     "call_chroot": SENTRY,
     "call_i386": SENTRY,
     "call_io_uring": SENTRY,
+    "call_ptrace": SENTRY,
     "call_syslog": f"{SENTRY}; the messages are gVisor's own",
     "call_unshare_mount": SENTRY,
     "call_unshare_user": SENTRY,

@@ -82,20 +82,26 @@ def _bound(source: str, target: str) -> Callable[[LaunchPlan], LaunchPlan]:
     return lambda plan: replace(plan, binds=(*plan.binds, Bind(source, target, read_only=True)))
 
 
+SYSCALLS = (
+    "call_ptrace", "call_process_vm_writev", "call_name_to_handle_at", "call_io_uring", "call_userfaultfd", "call_keyctl", "call_add_key",
+    "call_bpf", "call_perf_event_open", "call_unshare_user", "clone_user_namespace", "vsock_socket", "socket_high_bits",
+)  # fmt: skip
+"""What only the filter stops: an unprivileged program on this kernel gets through to each."""
 MUTATIONS = [
     _fields("keep the default capabilities", "no_capabilities", cap_drop=()),
     _host("give one capability back", "no_capabilities", CapAdd=["SYS_ADMIN"]),
     _fields("run as root", "uid_is_not_root", user="0:0"),
     _fields("allow new privileges", "no_new_privileges", no_new_privileges=False),
-    _fields("no seccomp filter", "seccomp_filter", "call_i386", "call_process_vm_readv", seccomp="unconfined"),
+    _fields("no seccomp filter", "seccomp_filter", "call_i386", "call_process_vm_readv", *SYSCALLS, seccomp="unconfined"),
     _fields("the engine's own seccomp filter", "call_i386", seccomp=""),
     _fields("a writable root file system", "write_root", read_only=False),
     _fields("as many processes as it likes", "process_limit", pids=0),
     _fields("as much memory as it likes", "memory_limit", memory=0),
     _fields("as much processor as it likes", "cpu_limit", nano_cpus=0),
     _fields("shared memory of the engine's size", "shared_memory_size", shm=0),
-    _fields("core dumps", "core_dump", core=-1),
+    _fields("core dumps", "core_dump", "raise_limits", core=-1),
     _fields("the host's network", "network_interfaces", network="host"),
+    _fields("the engine's bridge", "network_interfaces", "network_gateway", network="bridge"),
     _fields("the host's IPC", "namespace ipc", ipc="host"),
     _fields("the host's processes", "other_processes", "namespace pid", pid="host"),
     _fields("the host's name", "namespace uts", uts="host", hostname=""),
@@ -107,12 +113,17 @@ MUTATIONS = [
     Mutation("scratch on a plain folder of the disk", ("execute_tmp", "scratch_flags"), plan=_scratch_on_disk),
     Mutation("inputs writable", ("write_inputs",), plan=lambda plan: replace(
         plan, binds=tuple(replace(bind, read_only=False) for bind in plan.binds))),
+    Mutation("a key's file inside", ("keys_in_mounts",), plan=_bound("/dev/null", "/run/node.key")),
     Mutation("the engine's socket inside", ("engine_socket",), plan=_bound("/dev/null", "/run/docker.sock")),
     _fields("a device node", "device_nodes", devices=("/dev/kmsg",)),
+    Mutation("a GPU's device node", ("device_nodes", "gpu_nodes"), request=lambda request: request["HostConfig"].update(
+        Devices=[{"PathOnHost": "/dev/null", "PathInContainer": "/dev/nvidia1", "CgroupPermissions": "rw"}])),
     _host("privileged", "device_nodes", "no_capabilities", Privileged=True),
     _fields("the engine keeps the output", "log on disk", log_driver="json-file"),
 ]  # fmt: skip
 DRIFT_ALONE = [
+    _fields("another runtime", runtime="runsc"),
+    _fields("another AppArmor profile", apparmor="sealrig"),
     _host("swap", MemorySwap=-1),
     _host("no OOM killer", OomKillDisable=True),
     _host("a group of the host", GroupAdd=["0"]),
@@ -241,7 +252,7 @@ def test_every_field_of_a_plan_is_taken_away_here_or_needs_no_container(bench: B
         plan = mutation.plan(bench.plan)
         changed |= {name for name in vars(plan) if getattr(plan, name) != getattr(bench.plan, name)}
     described = {
-        "lease", "node", "container", "image", "image_reference", "exposed_ports", "runtime", "egress", "cdi", "apparmor", "stop_seconds",
+        "lease", "node", "container", "image", "image_reference", "exposed_ports", "egress", "cdi", "stop_seconds",
         "scratch_kind", "scratch", "output_max_size", "lease_seconds", "seccomp_digest",
     }  # fmt: skip
     assert set(vars(bench.plan)) - changed == described

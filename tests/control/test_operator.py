@@ -73,8 +73,10 @@ def test_tenants_have_their_own_policies(house: House) -> None:
     }  # fmt: skip
     assert ok(operator.get("/v1/policy?tenant=lab"))["name"] == "test"
     assert code(operator.get("/v1/policy?tenant=nobody")) == "not-found"
-    assert code(apply(operator, "nobody", TIGHT, dry_run=True)) == "not-found"
-    ok(apply(operator, "later", TIGHT))
+    rehearsed = ok(apply(operator, "later", TIGHT, dry_run=True))
+    assert (rehearsed["applied"], rehearsed["before"], rehearsed["queued"]) == (False, sha256_digest(POLICY), [])
+    assert code(operator.get("/v1/policy?tenant=later")) == "not-found"
+    assert ok(apply(operator, "later", TIGHT))["diff"] == rehearsed["diff"]
     assert ok(Person(house.http, house.token("customer", "later")).get("/v1/policy"))["digest"] == sha256_digest(TIGHT)
 
 

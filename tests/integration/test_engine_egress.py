@@ -33,6 +33,7 @@ def _host(name: str, address: str):
         _run("ip", "link", "set", f"{name}0", "master", "docker0", "up")
         _run("ip", "-n", name, "addr", "add", f"{address}/16", "dev", "eth0")
         _run("ip", "-n", name, "link", "set", "eth0", "up")
+        _run("ip", "-n", name, "route", "add", "default", "via", "172.17.0.1")
         script = (
             "import socket, sys, threading, time\n"
             "def serve(port):\n"
@@ -70,6 +71,16 @@ def hosts():
 
 
 @contextmanager
+def _own_address(address: str):
+    """One more address of this host itself, not on the bridge."""
+    _run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+    try:
+        yield
+    finally:
+        _run("ip", "addr", "del", f"{address}/32", "dev", "lo")
+
+
+@contextmanager
 def _listening(address: str, port: int):
     """A listener on one of this host's own addresses."""
     with socket.create_server((address, port)) as server:
@@ -84,9 +95,13 @@ def _listening(address: str, port: int):
                 connection.close()
 
         threading.Thread(target=serve, daemon=True).start()
-        yield
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # closing alone would not wake the thread, which keeps the port
 
 
+HOST = "198.51.100.77"
 SCRIPT = """
 try() { echo "$1:" $(nc -w 1 $2 $3 </dev/null 2>&1); }
 cat /etc/hosts
@@ -94,7 +109,8 @@ cat /etc/resolv.conf
 try allowed 172.17.200.1 7000
 try other-port 172.17.200.1 7001
 try other-host 172.17.200.2 7000
-try gateway 172.17.0.1 7070
+try gateway 172.17.0.1 7075
+try host 198.51.100.77 7075
 try metadata 169.254.169.254 80
 timeout 3 nslookup secret.tunnel 172.17.200.2 2>&1
 timeout 3 nslookup secret.tunnel 172.17.200.1 2>&1
@@ -104,21 +120,30 @@ true
 """
 
 
+def _from_the_bridge(address: str, port: int) -> str:
+    """What a host on the bridge without any rules hears from an address."""
+    script = f"import socket; print(socket.create_connection(({address!r}, {port}), 3).recv(99).decode())"
+    command = ["nsenter", "--net=/run/netns/srbad", "python3", "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def test_only_what_is_allowed_can_be_reached_and_the_rest_is_counted(node_rig, hosts):
     good, bad = hosts
     node_rig.control.policy += b"  network: {egress: {allow: ['172.17.200.1:7000']}}\n"
-    with _listening("172.17.0.1", 7070), node_rig.running():
+    with _own_address(HOST), _listening(HOST, 7075), _listening("172.17.0.1", 7075), node_rig.running():
+        for reached in ("172.17.0.1", HOST):
+            assert _from_the_bridge(reached, 7075) == "the host itself", "it must be reachable for the test to mean anything"
         with socket.create_connection(("172.17.200.2", 7000), 3) as probe:
             assert probe.recv(99), "the other host must be reachable for the test to mean anything"
         lease = node_rig.run(SCRIPT, network={"egress": ["172.17.200.1:7000"]})
     assert lease.outcome is Outcome.SUCCEEDED, lease.detail
     said = dict(line.split(":", 1) for line in node_rig.output(lease).splitlines() if line.partition(":")[0] in SCRIPT and ":" in line)
     assert said["allowed"].strip() == "hello from 7000"
-    for name in ("other-port", "other-host", "gateway", "metadata"):
+    for name in ("other-port", "other-host", "gateway", "host", "metadata"):
         assert "hello" not in said[name], name
         assert "host itself" not in said[name], name
     text = node_rig.output(lease)
-    for address in ("172.17.200.1", "172.17.200.2", "172.17.0.1", "169.254.169.254"):
+    for address in ("172.17.200.1", "172.17.200.2", "172.17.0.1", HOST, "169.254.169.254"):
         assert f"packets to {address}" in text, f"{address} was not counted for the customer"
         assert address in lease.detail, f"{address} was not reported to the operator"
     assert "(udp)" in text
