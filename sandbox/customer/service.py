@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 
 from sandbox.customer.client import Client
@@ -57,10 +57,13 @@ class ReleaseService:
                 try:
                     found = control.waiting(mark=mark, wait=HELD_SECONDS)
                     mark = found.mark
-                    self._attend_all(found.leases, pool)
+                    decided = self._collect()  # before attending: what was done for a lease's last state must not hide its next one
+                    if busy := self._attend_all(found.leases, pool):
+                        wait(busy, return_when=FIRST_COMPLETED)
+                        mark = ""  # look again: what was still being done was about an earlier state, perhaps
                     if not watch:
                         wait(self._running.values())
-                    decided = self._collect()
+                        decided += self._collect()
                 except ServerError as error:
                     if not watch:
                         raise
@@ -77,9 +80,14 @@ class ReleaseService:
                     if {info.id for info in found.leases} <= self._foreign | {decision.lease for decision in decisions}:
                         return decisions
 
-    def _attend_all(self, leases: tuple[LeaseInfo, ...], pool: ThreadPoolExecutor) -> None:
+    def _attend_all(self, leases: tuple[LeaseInfo, ...], pool: ThreadPoolExecutor) -> list[Future[Decision | None]]:
+        """Attend to every lease; return what still goes on for leases that are here again."""
+        busy = []
         for info in leases:
-            if info.id in self._foreign or info.id in self._running:
+            if info.id in self._foreign:
+                continue
+            if info.id in self._running:
+                busy.append(self._running[info.id])
                 continue
             if self._at_once > 1:
                 self._running[info.id] = pool.submit(self._attend, info)
@@ -87,6 +95,7 @@ class ReleaseService:
             future: Future[Decision | None] = Future()
             future.set_result(self._attend(info))
             self._running[info.id] = future
+        return busy
 
     def _collect(self) -> list[Decision]:
         """Return the decisions made since the last look. Raises what a lease was lost to: a server that is away, or a fault of ours."""
