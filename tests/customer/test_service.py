@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import httpx
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from sandbox.customer.release import Decision, RateLimit
 from sandbox.customer.service import AWAY_SECONDS, ReleaseService
 from sandbox.errors import ReleaseError, ServerError, StateError
+from sandbox.lifecycle import LeaseState
 from sandbox.sealing.keys import Identity
+from sandbox.wire import LeaseInfo, WaitingLeases
 from tests.customer.fakes import FakeControl, sign, statement
 
 
@@ -65,6 +68,48 @@ def waiting(control, count, state="attested"):
 
 def granted(lease):
     return Decision(lease, granted=True, level="software", reasons=(), steps=())
+
+
+class Slow(Agent):
+    """Is still busy with a lease when the lease goes on."""
+
+    def attend(self, info):
+        time.sleep(0.2)
+        return super().attend(info)
+
+
+class Scripted:
+    """A client whose server holds a question that names the newest answer's mark."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def waiting(self, *, mark, wait):
+        assert wait
+        if len(self.answers) > 1:
+            return self.answers.pop(0)
+        if mark == self.answers[0].mark:
+            raise EnoughError
+        return self.answers[0]
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_the_next_state_of_a_lease_is_attended_to_before_the_next_question_is_held(control, at_once):
+    (lease,) = waiting(control, 1, "placed")
+    placed = LeaseInfo.model_validate(control.leases[lease])
+    attested = placed.model_copy(update={"state": LeaseState.ATTESTED})
+    client = Scripted(WaitingLeases(mark="one", leases=(placed,)), WaitingLeases(mark="two", leases=(attested,)))
+    agent = Slow(control, {lease: [None] * 9})
+    service = ReleaseService(lambda: client, lambda _: agent, tell=print, say=print, sleep=print, at_once=at_once)
+    with pytest.raises(EnoughError):
+        service.run(watch=True)
+    assert len(agent.attended) >= 2
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
