@@ -37,7 +37,9 @@ from sandbox.sealing.remote import HttpSource, content_url
 from tests.control.server_process import ServerProcess
 
 _NULL = """
-import stat, sys, mfusepy
+import os, stat, sys
+os.environ.setdefault("FUSE_LIBRARY_PATH", "libfuse3.so.3")
+import mfusepy
 size, data = int(sys.argv[2]), bytes(1 << 20)
 class Null(mfusepy.Operations):
     use_ns = True
@@ -91,8 +93,10 @@ def _read(path: Path) -> float:
 
 def _null(place: _Place) -> float:
     process = subprocess.Popen([sys.executable, "-c", _NULL, str(place.view), str(place.size)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+                               stderr=subprocess.PIPE)  # fmt: skip
     while not is_mounted(place.view):
+        if process.poll() is not None:
+            raise RuntimeError(f"the null server ended: {process.communicate()[1].decode(errors='replace').strip()[-300:]}")
         time.sleep(0.01)
     number = place.view.stat().st_dev
     Path(f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}/read_ahead_kb").write_text(_READ_AHEAD)
