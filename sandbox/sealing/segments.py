@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from sandbox.sealing.algorithms import TAG_BYTES
 from sandbox.sealing.source import Span
@@ -14,6 +14,26 @@ from sandbox.sealing.stream import Stream
 READ_AHEAD_THREADS = 4
 READERS = 64
 """How many segments last asked for are remembered, to tell who reads on and on among many readers."""
+
+
+class _Slot:
+    """One segment: on its way, there, or failed. ``gate`` is locked until it is known which."""
+
+    __slots__ = ("error", "gate", "plain")
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.plain: bytearray | None = None
+        self.error: BaseException | None = None
+
+    def wait(self) -> bytearray:
+        if self.plain is None:
+            with self.gate:  # for whoever else waits, too
+                pass
+        if self.plain is None:
+            raise self.error or RuntimeError("neither a segment nor an error")
+        return self.plain
 
 
 class SegmentCache:
@@ -29,7 +49,7 @@ class SegmentCache:
         run: int = 1,
         forget: Callable[[int], None] | None = None,
     ) -> None:
-        """Keep ``capacity`` segments of 1 MiB; decrypt ``ahead`` more in the background where somebody reads on and on.
+        """Keep ``capacity`` segments of 1 MiB; decrypt up to ``ahead`` more in the background for each reader that reads on and on.
 
         ``read_spans`` returns the ciphertext of spans of the stream that follow each other; it is asked for ``run`` segments at once, where
         a request costs more than a read. ``forget(offset)`` is told of a segment that did not verify.
@@ -42,83 +62,97 @@ class SegmentCache:
         self._run = run
         self._pool = ThreadPoolExecutor(READ_AHEAD_THREADS, thread_name_prefix="read-ahead") if ahead else None
         self._lock = threading.Lock()
-        self._futures: OrderedDict[int, Future[bytearray]] = OrderedDict()
+        self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._recent: OrderedDict[int, None] = OrderedDict()
 
     def get(self, index: int) -> bytearray:
         """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError``, and what reading raises."""
-        runs: list[dict[int, Future[bytearray]]] = []
+        runs: list[dict[int, _Slot]] = []
         with self._lock:
-            future, mine = self._claim(index)
+            slot, mine = self._claim(index)
             if index not in self._recent:
-                if self._pool is not None and index - 1 in self._recent:
-                    runs = [{n: self._claim(n)[0] for n in numbers} for numbers in self._missing(index + 1)]
                 self._recent[index] = None
                 if len(self._recent) > READERS:
                     self._recent.popitem(last=False)
-        for promises in runs:
+                if self._pool is not None and index - 1 in self._recent:
+                    runs = [{n: self._claim(n)[0] for n in numbers} for numbers in self._missing(index + 1)]
+        for slots in runs:
             if self._pool is not None:
-                self._pool.submit(self._load, promises)
+                self._pool.submit(self._load, slots)
         if mine:
-            self._load({index: future})
-        return future.result()
+            self._load({index: slot})
+        return slot.wait()
 
     def _missing(self, start: int) -> list[list[int]]:
         """Return what is to be read ahead from ``start``, in runs; nothing while there is less than a whole run of it."""
-        stop = min(start + self._ahead, self._stream.segments)
-        wanted = [n for n in range(start, stop) if n not in self._futures]
-        if len(wanted) < self._run and stop < self._stream.segments:
+        ahead = self._share()
+        stop = min(start + ahead, self._stream.segments)
+        wanted = [n for n in range(start, stop) if n not in self._slots]
+        run = min(self._run, ahead)
+        if len(wanted) < run and stop < self._stream.segments:
             return []
         runs: list[list[int]] = []
         for number in wanted:
-            if runs and runs[-1][-1] == number - 1 and len(runs[-1]) < self._run:
+            if runs and runs[-1][-1] == number - 1 and len(runs[-1]) < run:
                 runs[-1].append(number)
             else:
                 runs.append([number])
         return runs
+
+    def _share(self) -> int:
+        """Return how far to read ahead for one reader, so that what is read for all of them fits: else each would push out the others'."""
+        recent = self._recent
+        readers = sum(n + 1 not in recent and n - 1 in recent for n in recent)
+        return min(self._ahead, self._capacity // max(readers, 1) - 2)
 
     def close(self) -> None:
         """Forget everything and end the background threads."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=False)
         with self._lock:
-            self._futures.clear()
+            self._slots.clear()
 
-    def _claim(self, index: int) -> tuple[Future[bytearray], bool]:
-        found = self._futures.get(index)
+    def _claim(self, index: int) -> tuple[_Slot, bool]:
+        found = self._slots.get(index)
         if found is not None:
-            self._futures.move_to_end(index)
+            self._slots.move_to_end(index)
             return found, False
-        future: Future[bytearray] = Future()
-        self._futures[index] = future
-        while len(self._futures) > self._capacity:
-            self._futures.popitem(last=False)
-        return future, True
+        slot = _Slot()
+        if len(self._slots) >= self._capacity:
+            # What is on its way is waited for, and costs the same again if it is given up. There is little of it: a run for each thread.
+            oldest = next((number for number, kept in self._slots.items() if kept.plain is not None), None)
+            if oldest is not None:
+                del self._slots[oldest]
+        self._slots[index] = slot
+        return slot, True
 
-    def _load(self, promises: dict[int, Future[bytearray]]) -> None:
+    def _load(self, slots: dict[int, _Slot]) -> None:
         """Read a run of segments at once, and decrypt one after the other."""
         try:
-            sealed = self._read_spans([self._span(index) for index in promises])
+            sealed = self._read_spans([self._span(index) for index in slots])
         except BaseException as error:  # noqa: BLE001  (raised again by everybody who waits)
-            for index, promise in promises.items():
-                self._fail(index, promise, error)
+            for index, slot in slots.items():
+                self._fail(index, slot, error)
             return
-        for (index, promise), data in zip(promises.items(), sealed, strict=True):
+        for (index, slot), data in zip(slots.items(), sealed, strict=True):
             try:
                 out = bytearray(len(data) - TAG_BYTES)
                 self._stream.open_segment(index, data, memoryview(out))
             except BaseException as error:  # noqa: BLE001  (as above)
                 if self._forget is not None:
                     self._forget(self._span(index)[0])
-                self._fail(index, promise, error)
+                self._fail(index, slot, error)
             else:
-                promise.set_result(out)
+                slot.plain = out
+                slot.gate.release()
 
-    def _fail(self, index: int, promise: Future[bytearray], error: BaseException) -> None:
+    def _fail(self, index: int, slot: _Slot, error: BaseException) -> None:
         with self._lock:
-            if self._futures.get(index) is promise:
-                del self._futures[index]
-        promise.set_exception(error)
+            if self._slots.get(index) is slot:
+                del self._slots[index]
+        # Without its traceback, whose frames hold the ciphertext and this slot: a circle that only the collector would end.
+        slot.error = error.with_traceback(None)
+        slot.gate.release()
 
     def _span(self, index: int) -> Span:
         low, high = self._stream.sealed_span(index)

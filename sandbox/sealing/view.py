@@ -88,7 +88,8 @@ class View:
             index, place = segment_at(position)
             segment = self._segment(path, index)
             count = min(stop - position, len(segment) - place)
-            ctypes.memmove(address + done, (ctypes.c_char * count).from_buffer(segment, place), count)
+            # One byte's address, not an array of ``count``: for each new length ctypes would make a new type.
+            ctypes.memmove(address + done, ctypes.addressof(ctypes.c_char.from_buffer(segment, place)), count)
             position += count
             done += count
         return done

@@ -64,8 +64,16 @@ class _Operations(View, mfusepy.Operations):  # type: ignore[misc]  # the librar
 class _Fuse(mfusepy.FUSE):  # type: ignore[misc]  # the library has no types
     """The library's file system, without its copy of what is read: bytes go from the decrypted segments straight into libfuse's reply."""
 
+    def __init__(self, *words: Any, **options: Any) -> None:  # noqa: ANN401  (the library's)
+        self._threads: set[int] = set()
+        super().__init__(*words, **options)
+
     def read(self, path: bytes, reply: Any, size: int, offset: int, info: Any) -> int:  # noqa: ANN401  (ctypes' pointers)
         """Answer one read."""
+        if (thread := threading.get_ident()) not in self._threads:
+            # Once more than ctypes gives back: libfuse's threads then keep their Python state, and no call needs to make one anew.
+            ctypes.pythonapi.PyGILState_Ensure()
+            self._threads.add(thread)
         address = ctypes.cast(reply, ctypes.c_void_p).value or 0
         view: View = self.operations
         return view.read_into(path.decode(self.encoding, self.errors), address, size, offset, info.contents.fh)
