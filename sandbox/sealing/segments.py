@@ -49,7 +49,7 @@ class SegmentCache:
         run: int = 1,
         forget: Callable[[int], None] | None = None,
     ) -> None:
-        """Keep ``capacity`` segments of 1 MiB; decrypt up to ``ahead`` more in the background for each reader that reads on and on.
+        """Keep ``capacity`` segments of 1 MiB, half of them read ahead: up to ``ahead`` for each reader that reads on and on.
 
         ``read_spans`` returns the ciphertext of spans of the stream that follow each other; it is asked for ``run`` segments at once, where
         a request costs more than a read. ``forget(offset)`` is told of a segment that did not verify.
@@ -57,25 +57,35 @@ class SegmentCache:
         self._stream = stream
         self._read_spans = read_spans
         self._forget = forget
-        self._capacity = max(capacity, ahead + 2)
+        self._capacity = capacity
         self._ahead = ahead
         self._run = run
         self._pool = ThreadPoolExecutor(READ_AHEAD_THREADS, thread_name_prefix="read-ahead") if ahead else None
         self._lock = threading.Lock()
-        self._slots: OrderedDict[int, _Slot] = OrderedDict()
+        self._used: OrderedDict[int, _Slot] = OrderedDict()
+        """Segments that somebody asked for, the one asked for last at the end."""
+        self._early: OrderedDict[int, _Slot] = OrderedDict()
+        """Segments that nobody has asked for yet."""
         self._recent: OrderedDict[int, None] = OrderedDict()
 
     def get(self, index: int) -> bytearray:
         """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError``, and what reading raises."""
         runs: list[dict[int, _Slot]] = []
         with self._lock:
-            slot, mine = self._claim(index)
+            slot = self._used.get(index) or self._early.pop(index, None)
+            mine = slot is None
+            if slot is None:
+                slot = self._claim()
+            self._used[index] = slot
+            self._used.move_to_end(index)
             if index not in self._recent:
                 self._recent[index] = None
                 if len(self._recent) > READERS:
                     self._recent.popitem(last=False)
                 if self._pool is not None and index - 1 in self._recent:
-                    runs = [{n: self._claim(n)[0] for n in numbers} for numbers in self._missing(index + 1)]
+                    for numbers in self._missing(index + 1):
+                        runs.append({number: self._claim() for number in numbers})
+                        self._early |= runs[-1]
         for slots in runs:
             if self._pool is not None:
                 self._pool.submit(self._load, slots)
@@ -87,7 +97,7 @@ class SegmentCache:
         """Return what is to be read ahead from ``start``, in runs; nothing while there is less than a whole run of it."""
         ahead = self._share()
         stop = min(start + ahead, self._stream.segments)
-        wanted = [n for n in range(start, stop) if n not in self._slots]
+        wanted = [n for n in range(start, stop) if n not in self._used and n not in self._early]
         run = min(self._run, ahead)
         if len(wanted) < run and stop < self._stream.segments:
             return []
@@ -103,28 +113,27 @@ class SegmentCache:
         """Return how far to read ahead for one reader, so that what is read for all of them fits: else each would push out the others'."""
         recent = self._recent
         readers = sum(n + 1 not in recent and n - 1 in recent for n in recent)
-        return min(self._ahead, self._capacity // max(readers, 1) - 2)
+        return min(self._ahead, self._capacity // 2 // max(readers, 1))
 
     def close(self) -> None:
         """Forget everything and end the background threads."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=False)
         with self._lock:
-            self._slots.clear()
+            self._used.clear()
+            self._early.clear()
 
-    def _claim(self, index: int) -> tuple[_Slot, bool]:
-        found = self._slots.get(index)
-        if found is not None:
-            self._slots.move_to_end(index)
-            return found, False
-        slot = _Slot()
-        if len(self._slots) >= self._capacity:
-            # What is on its way is waited for, and costs the same again if it is given up. There is little of it: a run for each thread.
-            oldest = next((number for number, kept in self._slots.items() if kept.plain is not None), None)
-            if oldest is not None:
-                del self._slots[oldest]
-        self._slots[index] = slot
-        return slot, True
+    def _claim(self) -> _Slot:
+        """Return a new slot in the place of an old one: of each half the oldest, so that what is read ahead lasts until it is used."""
+        if len(self._used) + len(self._early) >= self._capacity:
+            halves = [self._used, self._early] if len(self._used) >= self._capacity // 2 else [self._early, self._used]
+            for half in halves:
+                # What is on its way is waited for, and would cost the same again. There is little of it: a run for each thread.
+                oldest = next((number for number, kept in half.items() if kept.plain is not None), None)
+                if oldest is not None:
+                    del half[oldest]
+                    break
+        return _Slot()
 
     def _load(self, slots: dict[int, _Slot]) -> None:
         """Read a run of segments at once, and decrypt one after the other."""
@@ -148,10 +157,14 @@ class SegmentCache:
 
     def _fail(self, index: int, slot: _Slot, error: BaseException) -> None:
         with self._lock:
-            if self._slots.get(index) is slot:
-                del self._slots[index]
-        # Without its traceback, whose frames hold the ciphertext and this slot: a circle that only the collector would end.
-        slot.error = error.with_traceback(None)
+            for half in (self._used, self._early):
+                if half.get(index) is slot:
+                    del half[index]
+        cause: BaseException | None = error
+        while cause is not None:  # whose frames hold the ciphertext and this slot: a circle that only the collector would end
+            cause.__traceback__ = None
+            cause = cause.__cause__ or cause.__context__
+        slot.error = error
         slot.gate.release()
 
     def _span(self, index: int) -> Span:

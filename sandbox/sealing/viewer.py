@@ -38,8 +38,8 @@ from sandbox.sealing.reader import BundleReader
 from sandbox.sealing.source import FileSource, Source
 from sandbox.sealing.view import View
 
-CACHED_SEGMENTS = 24
-"""Decrypted segments kept in memory, 1 MiB each; the kernel's page cache keeps what was read besides."""
+CACHED_SEGMENTS = 32
+"""Decrypted segments kept in memory, 1 MiB each, half of them read ahead; the kernel's page cache keeps what was read besides."""
 READ_AHEAD_SEGMENTS = 4
 REMOTE_READ_AHEAD_SEGMENTS = 16
 REMOTE_RUN_SEGMENTS = 4

@@ -15,7 +15,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from blake3 import blake3
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from sandbox.errors import InputError, ServerError
 from sandbox.sealing.bundle import bundle_digest, data_key, read_header, seal
@@ -84,6 +88,82 @@ def test_many_readers_at_once(sealed, mounted):
     want = (sealed / "src" / "weights").read_bytes()
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda _: (mounted.folder / "weights").read_bytes() == want, range(16)))
+
+
+LARGE = 56 * 2**20
+"""More than the view keeps decrypted, and than the server's cache of ciphertext below."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, alice):
+    root = tmp_path_factory.mktemp("large")
+    (root / "src").mkdir()
+    block = os.urandom(2**20)
+    (root / "src" / "data").write_bytes(b"".join(block[n:] + block[:n] for n in range(LARGE // 2**20)))
+    seal([root / "src"], root / "b", recipients=[alice.public], signer=alice.signing_key)
+    return root
+
+
+def read_slowly(path, start):
+    """Read on and on with small requests of odd sizes, as programs do; return a digest of it all."""
+    state = blake3()
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while piece := file.read(300_007):
+            state.update(piece)
+        file.seek(0)
+        while start > 0 and (piece := file.read(min(300_007, start))):
+            state.update(piece)
+            start -= len(piece)
+    return state.hexdigest()
+
+
+def test_many_readers_of_more_than_is_kept_see_what_was_sealed(large, alice, tmp_path):
+    (tmp_path / "view").mkdir()
+    key = data_key(read_header((large / "b").read_bytes()[:65536]), alice)
+    starts = [n * LARGE // 6 for n in range(6)]
+    with Mount.start(large / "b", tmp_path / "view", key) as mount, ThreadPoolExecutor(6) as pool:
+        seen = list(pool.map(lambda start: read_slowly(tmp_path / "view" / "data", start), starts))
+    assert seen == [read_slowly(large / "src" / "data", start) for start in starts]
+    assert mount.problems == []
+
+
+def test_readers_beside_each_other_do_not_cost_a_server_more_than_the_bundle(large, alice, tmp_path):
+    raw = (large / "b").read_bytes()
+    key = data_key(read_header(raw), alice)
+    (tmp_path / "view").mkdir()
+    with serving(raw, bundle_digest(large / "b")) as server:
+        bundle = Remote(server.address, TOKEN, server.digest, tmp_path / "cache", 2**20, patience=5)
+        with Mount.start(bundle, tmp_path / "view", key) as mount:
+            files = [(mount.folder / "data").open("rb", buffering=0) for _ in range(2)]
+            files[1].seek(LARGE // 2)
+            want = [(large / "src" / "data").read_bytes()[n * LARGE // 2 : (n + 1) * LARGE // 2] for n in range(2)]
+            for start in range(0, LARGE // 2, 2**20):
+                assert [file.read(2**20) for file in files] == [part[start : start + 2**20] for part in want]
+            for file in files:
+                file.close()
+        assert mount.problems == []
+    spans = [span for span in server.asked if span[1] > 100]
+    # At the seam the first reader is read ahead of into what the second has read already.
+    assert sum(length for _, length in spans) < len(raw) + 20 * 2**20
+
+
+def test_safetensors_maps_weights_in_a_view(alice, tmp_path):
+    """As a job loads them: the library maps the file and touches only the tensors that are asked for."""
+    source, view = tmp_path / "src", tmp_path / "view"
+    source.mkdir()
+    view.mkdir()
+    weights = {f"layer.{n}": np.random.default_rng(n).standard_normal((512, 1024), dtype=np.float32) for n in range(24)}
+    save_file(weights, source / "model.safetensors")
+    seal([source], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    with Mount.start(tmp_path / "b", view, data_key(read_header((tmp_path / "b").read_bytes()[:65536]), alice)) as mount:
+        with safe_open(view / "model.safetensors", framework="numpy") as found:
+            assert set(found.keys()) == set(weights)
+            assert np.array_equal(found.get_tensor("layer.17"), weights["layer.17"])
+            assert np.array_equal(found.get_slice("layer.3")[100:200], weights["layer.3"][100:200])
+        loaded = load_file(view / "model.safetensors")
+        assert all(np.array_equal(loaded[name], want) for name, want in weights.items())
+    assert mount.problems == []
 
 
 def test_nothing_can_be_written(mounted):

@@ -1,0 +1,141 @@
+"""The cache of decrypted segments: each read once however many ask or read on beside each other, and nothing kept of one that failed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sandbox.errors import BundleTamperedError
+from sandbox.sealing.algorithms import SEGMENT_BYTES
+from sandbox.sealing.keys import DataKey
+from sandbox.sealing.segments import SegmentCache
+from sandbox.sealing.stream import Stream
+
+SEGMENTS = 72
+
+
+class Sealed:
+    """A stream's ciphertext; counts what is asked for, and lets somebody wait for one segment."""
+
+    def __init__(self) -> None:
+        self.stream = Stream.fresh(DataKey.generate(), b"", SEGMENTS * SEGMENT_BYTES - 40_000)
+        self.plain, self.sealed = [], []
+        block = os.urandom(SEGMENT_BYTES)
+        for index in range(self.stream.segments):
+            low, high = self.stream.plain_span(index)
+            plain = bytes([index]) + block[1 : high - low]
+            out = bytearray(len(plain) + 16)
+            self.stream.seal_segment(index, memoryview(plain), memoryview(out))
+            self.plain.append(plain)
+            self.sealed.append(out)
+        self.asked: list[int] = []
+        self.slow = -1
+        self.gate = threading.Event()
+
+    def read(self, spans):
+        numbers = [offset // SEGMENT_BYTES for offset, _ in spans]
+        self.asked += numbers
+        if self.slow in numbers:
+            assert self.gate.wait(20)
+        return [bytes(self.sealed[number]) for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return Sealed()
+
+
+@pytest.fixture
+def source(made):
+    made.asked.clear()
+    made.slow = -1
+    made.gate.clear()
+    return made
+
+
+@pytest.mark.parametrize(("ahead", "run"), [(4, 1), (16, 4)])
+@pytest.mark.parametrize("readers", [1, 2, 3, 6, 8])
+def test_readers_beside_each_other_cost_each_segment_once(source, readers, ahead, run):
+    cache = SegmentCache(source.stream, source.read, capacity=24, ahead=ahead, run=run)
+    part = SEGMENTS // readers
+    try:
+        for step in range(part - 1 - min(ahead, 12 // readers)):  # so that nobody is read ahead of into another's part
+            if step == 3:  # while the first of many is the only one yet, more is read ahead for it than is kept
+                source.asked.clear()
+            for reader in range(readers):
+                index = reader * part + step
+                assert cache.get(index) == source.plain[index]
+    finally:
+        cache.close()
+    assert len(source.asked) == len(set(source.asked))
+
+
+def test_who_reads_on_is_read_ahead_of_and_who_jumps_is_not(source):
+    cache = SegmentCache(source.stream, source.read, capacity=24, ahead=4)
+    for index in (10, 30, 50):
+        cache.get(index)
+    assert sorted(source.asked) == [10, 30, 50]
+    cache.get(51)
+    cache.close()  # waits for what is read in the background
+    assert sorted(source.asked) == [10, 30, 50, 51, 52, 53, 54, 55]
+
+
+def test_a_segment_on_its_way_is_not_given_up_for_another(source):
+    cache = SegmentCache(source.stream, source.read, capacity=2)
+    source.slow = 7
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, 7)
+        while not source.asked:
+            threading.Event().wait(0.001)
+        for index in range(20, 30):
+            cache.get(index)
+        second = pool.submit(cache.get, 7)
+        source.gate.set()
+        assert first.result(20) == second.result(20) == source.plain[7]
+    assert source.asked.count(7) == 1
+
+
+def test_no_more_is_kept_than_was_agreed(source):
+    cache = SegmentCache(source.stream, source.read, capacity=5)
+    kept = [weakref.ref(Plain(cache, index)) for index in range(40)]
+    assert len(cache._used) == 5
+    assert [ref() for ref in kept] == [None] * 40
+
+
+class Plain:
+    """Something that ends with the last who holds it."""
+
+    def __init__(self, cache: SegmentCache, index: int) -> None:
+        self.bytes = cache.get(index)
+
+
+def test_a_segment_that_fails_is_told_to_all_and_nothing_of_it_is_kept(source):
+    class Ciphertext(bytearray):
+        """Ciphertext that can be watched."""
+
+    watched: list[weakref.ref[Ciphertext]] = []
+
+    def read(spans):
+        pieces = [Ciphertext(data) for data in source.read(spans)]
+        for piece in pieces:
+            piece[100] ^= 1
+            watched.append(weakref.ref(piece))
+        return pieces
+
+    forgotten: list[int] = []
+    cache = SegmentCache(source.stream, read, capacity=4, forget=forgotten.append)
+    gc.disable()
+    try:
+        for index in (3, 3, 4):
+            with pytest.raises(BundleTamperedError, match=f"segment {index}"):
+                cache.get(index)
+        assert source.asked == [3, 3, 4]
+        assert forgotten == [3 * SEGMENT_BYTES, 3 * SEGMENT_BYTES, 4 * SEGMENT_BYTES]
+        assert [ref() for ref in watched] == [None] * 3, "without the collector's help"
+    finally:
+        gc.enable()
