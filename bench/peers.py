@@ -32,6 +32,16 @@ def sh(*command: str | Path) -> None:
         raise RuntimeError(f"{words[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
 
 
+def tree(root: Path, files: int) -> Path:
+    """Make a folder of small files, two hundred to a folder; return it."""
+    for number in range(files):
+        place = root / f"{number // 200:04d}"
+        if number % 200 == 0:
+            place.mkdir(parents=True)
+        (place / f"{number % 200:03d}.txt").write_bytes(b"%d " % number * (number % 700 + 1))
+    return root
+
+
 @contextmanager
 def peers(folder: Path) -> Iterator[list[Peer]]:
     """Set up every peer that this machine has, working in ``folder``."""

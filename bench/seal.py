@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import ceiling
-from bench.peers import CHUNK, peers, sh
+from bench.peers import CHUNK, peers, sh, tree
 from bench.report import Row, main
 from policies.units import parse_size
 from sandbox.sealing.bundle import BundleReader, FileSource, open_bundle, seal
@@ -121,9 +121,9 @@ def bench_range(bench: Bench, sealed: Path) -> Row:
 
 def bench_memory(bench: Bench) -> list[Row]:
     """Return the peak memory of fresh processes that seal and open one large file, and very many small ones."""
-    tree = _tree(bench.folder / "many", MANY_FILES)
+    many = tree(bench.folder / "many", MANY_FILES)
     rows = []
-    for what, source in ((f"{bench.size // 2**20} MiB", bench.data), (f"{MANY_FILES} files", tree)):
+    for what, source in ((f"{bench.size // 2**20} MiB", bench.data), (f"{MANY_FILES} files", many)):
         out, folder = bench.folder / "memory", bench.folder / "memory-opened"
         done = subprocess.run([sys.executable, "-c", _MEASURE, source, out, folder], check=True, capture_output=True, text=True)
         out.unlink()
@@ -132,32 +132,23 @@ def bench_memory(bench: Bench) -> list[Row]:
     return rows
 
 
-def _tree(tree: Path, files: int) -> Path:
-    for number in range(files):
-        place = tree / f"{number // 200:04d}"
-        if number % 200 == 0:
-            place.mkdir(parents=True)
-        (place / f"{number % 200:03d}.txt").write_bytes(b"%d " % number * (number % 700 + 1))
-    return tree
-
-
 def bench_tree(bench: Bench, files: int, rounds: int, kind: str) -> list[Row]:
     """Compare on many small files; on a disk with everything made durable on both sides."""
-    tree = _tree(bench.folder / "tree", files)
+    source = tree(bench.folder / "tree", files)
     sealed, new = bench.folder / "tree-sealed", bench.folder / "tree-new"
-    bench.seal(tree, sealed)
+    bench.seal(source, sealed)
     for _ in range(rounds):
-        bench.time("cp -a tree", lambda: _copy_tree(tree, new, kind), new)
-        bench.time("seal tree", lambda: bench.seal(tree, new), new)
+        bench.time("cp -a tree", lambda: _copy_tree(source, new, kind), new)
+        bench.time("seal tree", lambda: bench.seal(source, new), new)
         bench.time("open tree", lambda: _open_tree(bench, sealed, new, kind), new)
     name = f"{files} small files, {kind}"
-    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     pairs = (("seal", "seal tree"), ("open", "open tree"))
     return [bench.faster(f"{verb} {name}", ours, "cp -a tree", None, size=size) for verb, ours in pairs]
 
 
-def _copy_tree(tree: Path, new: Path, kind: str) -> None:
-    sh("cp", "-a", tree, new)
+def _copy_tree(source: Path, new: Path, kind: str) -> None:
+    sh("cp", "-a", source, new)
     if kind == "disk":
         sh("sync", "-f", new)
 

@@ -6,6 +6,7 @@ An index line is canonical JSON (RFC 8785) and a newline. Names are bytes: text 
 from __future__ import annotations
 
 import re
+from binascii import unhexlify
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from json.encoder import encode_basestring
@@ -29,9 +30,10 @@ _HEX64 = re.compile(r"[0-9a-f]{64}")
 _UNSAFE = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0|[^/]{%d}" % (MAX_NAME_BYTES + 1))
 """An empty part, ``.``, ``..``, NUL, or an overlong part."""
 _PLAIN_FILE = re.compile(
-    rb'\{"blake3":"([0-9a-f]{64})","mode":(\d{1,3}),"mtime":"(\d{1,12})\.(\d{9})","offset":(\d{1,16}),"path":"([ !#-\[\]-~]+)",'
-    rb'"size":(\d{1,16})(,"sparse":true)?,"type":"file"\}'
+    rb'\{"blake3":"([0-9a-f]{64})","mode":(0|[1-9]\d{0,2}),"mtime":"(0|[1-9]\d{0,11})\.(\d{9})","offset":(0|[1-9]\d{0,15}),'
+    rb'"path":"([ !#-\[\]-~]+)","size":(0|[1-9]\d{0,15})(,"sparse":true)?,"type":"file"\}'
 )
+"""A file with a plain name and a time since 1970; only what ``encode_line`` would write matches."""
 
 
 class Kind(StrEnum):
@@ -91,10 +93,11 @@ def encode_line(entry: Entry) -> bytes:
 
 def decode_line(line: bytes) -> Entry:
     """Parse one line without its newline. Raises ``BundleError`` for anything but the one spelling, ``UnsafePathError`` for a bad path."""
-    # Nearly every line of a large bundle is a file's with a plain name, which is read several times faster without a tree of objects.
-    plain = _PLAIN_FILE.fullmatch(line)
+    # Nearly every line of a large bundle is a file's with a plain name, which is read many times faster without a tree of objects.
+    if plain := _PLAIN_FILE.fullmatch(line):
+        return _plain_file(plain)
     try:
-        entry = _plain_file(plain) if plain else _entry(_object(line))
+        entry = _entry(_object(line))
     except (AttestationError, KeyError, ValueError) as error:
         raise _bad_line(str(error)[:100]) from error
     if encode_line(entry)[:-1] != line:
@@ -103,9 +106,12 @@ def decode_line(line: bytes) -> Entry:
 
 
 def _plain_file(found: re.Match[bytes]) -> Entry:
-    digest, mode, seconds, rest, offset, path, size, sparse = found.groups()
-    return Entry(check_path(path), Kind.FILE, _number(int(mode), 0o777), int(seconds) * _BILLION + int(rest), _number(int(size), MAX_SIZE),
-                 _number(int(offset), 2 * MAX_SIZE), b"", bytes.fromhex(digest.decode()), sparse is not None)  # fmt: skip
+    digest, mode_text, seconds, rest, offset_text, path, size_text, sparse = found.groups()
+    mode, size, offset = int(mode_text), int(size_text), int(offset_text)
+    if mode > 0o777 or size > MAX_SIZE or offset > 2 * MAX_SIZE:
+        raise _bad_line(f"a number above its bound: mode {mode}, size {size}, offset {offset}")
+    mtime_ns = int(seconds) * _BILLION + int(rest)
+    return Entry(check_path(path), Kind.FILE, mode, mtime_ns, size, offset, b"", unhexlify(digest), sparse is not None)
 
 
 def _object(line: bytes) -> dict[str, Any]:

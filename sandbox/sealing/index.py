@@ -15,9 +15,9 @@ from attestation.canonical import bind, canonical_json, parse_json
 from attestation.errors import AttestationError
 from attestation.signing import SigningKey, b64decode, b64encode
 from sandbox.errors import BundleError, BundleTamperedError
-from sandbox.sealing.entries import MAX_LINE_BYTES, Entry, Order, decode_line, encode_line, lines, unsafe_links
+from sandbox.sealing.entries import MAX_LINE_BYTES, Entry, Kind, Order, decode_line, encode_line, lines, unsafe_links
 from sandbox.sealing.format import Header
-from sandbox.sealing.tar import END, with_offset
+from sandbox.sealing.tar import END, place
 
 _END_FIELDS = {"entries", "signature", "type"}
 
@@ -56,9 +56,9 @@ def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size:
         if held is not None:
             entry = decode_line(held)
             order.add(entry, earlier)
-            placed, cursor = with_offset(entry, cursor)
-            if placed.offset != entry.offset:
-                raise _unsound(f"{entry.name} at {entry.offset}", f"at {placed.offset}")
+            start, cursor = place(entry, cursor)
+            if entry.kind is Kind.FILE and start != entry.offset:
+                raise _unsound(f"{entry.name} at {entry.offset}", f"at {start}")
             state.update(held + b"\n")
             count += 1
             yield entry

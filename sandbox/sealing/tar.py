@@ -53,13 +53,19 @@ def padding(size: int) -> int:
     return -size % BLOCK
 
 
+def place(entry: Entry, cursor: int) -> tuple[int, int]:
+    """Return where an entry's bytes start and where what follows it starts, its header starting at ``cursor``."""
+    start = cursor + _header_size(entry)
+    return start, start + entry.size + padding(entry.size)
+
+
 def with_offset(entry: Entry, cursor: int) -> tuple[Entry, int]:
     """Return a file with the place of its bytes, its header starting at ``cursor``, and the cursor behind it."""
-    start = cursor + _header_size(entry)
+    start, end = place(entry, cursor)
     if entry.kind is not Kind.FILE:
         return entry, start
     path, kind, mode, mtime_ns, size, _, target, digest, sparse = entry
-    return Entry(path, kind, mode, mtime_ns, size, start, target, digest, sparse), start + size + padding(size)
+    return Entry(path, kind, mode, mtime_ns, size, start, target, digest, sparse), end
 
 
 @cache

@@ -29,12 +29,7 @@ class View:
         self._owner = owner
         self._tell = tell
         self._entries = reader.entries()
-        self._children: dict[bytes, list[str]] = {b"": []}
-        for path, entry in self._entries.items():
-            parent, _, name = path.rpartition(b"/")
-            self._children[parent].append(os.fsdecode(name))
-            if entry.kind is Kind.DIR:
-                self._children[path] = []
+        self._children: dict[bytes, list[str]] = {}
         self._files: dict[int, Entry] = {}
         self._lock = threading.Lock()
         self._next = 1
@@ -51,6 +46,9 @@ class View:
 
     def readdir(self, path: str, fh: int) -> list[str]:  # noqa: ARG002
         """Return the names in a folder."""
+        with self._lock:
+            if not self._children:
+                self._children = self._names()
         found = self._children.get(_inside(path))
         if found is None:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -98,6 +96,16 @@ class View:
         """Return the size of the view; nothing is free."""
         blocks = self._reader.payload.plain_size // _BLOCK
         return {"f_bsize": _BLOCK, "f_frsize": _BLOCK, "f_blocks": blocks, "f_files": len(self._entries), "f_namemax": 255}
+
+    def _names(self) -> dict[bytes, list[str]]:
+        """Return the names in every folder: looked for with the first listing, because a job that knows its paths never lists."""
+        children: dict[bytes, list[str]] = {b"": []}
+        for entry in self._entries.values():
+            parent, _, name = entry.path.rpartition(b"/")
+            children[parent].append(os.fsdecode(name))
+            if entry.kind is Kind.DIR:
+                children[entry.path] = []
+        return children
 
     def _segment(self, path: str, index: int) -> bytearray:
         try:

@@ -40,6 +40,36 @@ def test_a_line_is_canonical_and_comes_back(entry):
     assert decode_line(line[:-1]) == entry
 
 
+OTHER = [b"", b"0", b"00", b"-", b"A", b"1", b"+1", b" ", b"\\u0061", b".0"]
+PLAIN = Entry(b"a/b", Kind.FILE, 0o644, 1_700_000_000_000_000_001, 1234, 5678, digest=bytes(range(32)), sparse=True)
+
+
+@given(st.sampled_from([PLAIN, PLAIN._replace(sparse=False, mode=0)]), st.data())
+def test_a_line_that_differs_anywhere_is_another_entry_or_refused(entry, data):
+    """No second spelling: whatever is still accepted after a change is spelled as its own entry is."""
+    line = bytearray(encode_line(entry)[:-1])
+    at = data.draw(st.integers(0, len(line)))
+    line[at : at + data.draw(st.integers(0, 2))] = data.draw(
+        st.sampled_from([b"", b"0", b"00", b"-", b"A", b"1", b"+1", b" ", b"\\u0061", b".0"])
+    )
+    try:
+        found = decode_line(bytes(line))
+    except (BundleError, UnsafePathError):
+        return
+    assert encode_line(found)[:-1] == line
+
+
+@pytest.mark.parametrize("field", ["mode", "size", "offset"])
+def test_numbers_have_one_spelling_and_a_bound(field):
+    line = encode_line(PLAIN)[:-1]
+    value = str(getattr(PLAIN, field)).encode()
+    for other in (b"0" + value, b"-" + value, value + b".0", b"9" * 16, b"9" * 17):
+        changed = line.replace(f'"{field}":'.encode() + value, f'"{field}":'.encode() + other)
+        assert changed != line
+        with pytest.raises(BundleError):
+            decode_line(changed)
+
+
 @given(ENTRIES)
 @example(Entry(b"a" * 99, Kind.DIR, 0o755, 0))
 @example(Entry(b"a" * 100, Kind.DIR, 0o755, 0))
