@@ -12,12 +12,11 @@ from datetime import datetime
 from pathlib import Path
 
 from attestation.document import time_text
-from attestation.errors import LogError
-from attestation.log.errors import NoteSignatureError
 from attestation.log.leaf import Leaf
-from attestation.log.note import COSIGNATURE, Note, NoteVerifier
+from attestation.log.note import Note
 from attestation.log.prefix import Fact, KeptPrefix
 from attestation.log.reader import LogReader
+from attestation.log.rules import LogRules
 from attestation.trust import Trust
 from attestation.verify import NodeHistory
 
@@ -33,10 +32,8 @@ class LogHistory:
 
     def __init__(self, trust: Trust, path: Path | None = None) -> None:
         """Read the log that ``trust`` names. Raises ``LogError`` where the kept part cannot be used."""
-        spec = trust.spec
-        self._witnesses = [NoteVerifier.from_text(text) for text in spec.witnesses]
-        self._quorum = spec.witness_quorum
-        self._kept = KeptPrefix(path, [NoteVerifier.from_text(spec.log.key)], origin=spec.log.origin)
+        self._rules = LogRules.from_trust(trust)
+        self._kept = KeptPrefix(path, self._rules.keys, origin=trust.spec.log.origin)
 
     def close(self) -> None:
         """Close what was opened."""
@@ -45,20 +42,8 @@ class LogHistory:
     def of(self, node: str, reader: LogReader) -> NodeHistory:
         """Read on to the published checkpoint, prove it, and return the history of ``node``. Raises ``LogError``."""
         head, note = self._kept.follow(reader, noted_end)
-        self._require_quorum(note)
+        self._rules.require_cosigned(Note.parse(note))
         return node_history(self._kept.facts(node), node, head.size)
-
-    def _require_quorum(self, note: str) -> None:
-        if not self._quorum:
-            return
-        fix = "ask the operator to bring the log's witnesses back"
-        wanted = f"≥ {self._quorum} of {len(self._witnesses)} named"
-        try:
-            cosigned = len(Note.parse(note).verify([witness for witness in self._witnesses if witness.kind == COSIGNATURE]))
-        except NoteSignatureError as error:
-            raise LogError("no witness cosigned the log", rule="log-witnesses", seen=error.message, wanted=wanted, fix=fix) from error
-        if cosigned < self._quorum:
-            raise LogError("too few witnesses cosigned the log", rule="log-witnesses", seen=str(cosigned), wanted=wanted, fix=fix)
 
 
 def noted_end(index: int, raw: bytes) -> Fact | None:

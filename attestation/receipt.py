@@ -27,9 +27,10 @@ from attestation.errors import AttestationError, FormatError, Step, Verification
 from attestation.log.commitments import Opening
 from attestation.log.keychain import KeyChain
 from attestation.log.leaf import MAX_COMMITMENTS, Leaf
-from attestation.log.note import COSIGNATURE, Note, NoteVerifier, open_checkpoint
+from attestation.log.note import Note, open_checkpoint
 from attestation.log.proof import TlogProof
 from attestation.log.reader import LogExtract
+from attestation.log.rules import LogRules
 from attestation.signing import Envelope, b64decode, b64encode
 from attestation.steps import Steps
 from attestation.trust import Trust
@@ -261,9 +262,10 @@ def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[ProvenEntr
     """Return the entries that are proven to stand in the trusted log."""
     log = trust.spec.log
     steps.check("log-origin", ok=receipt.origin == log.origin, seen=receipt.origin[:200], wanted=log.origin)
-    chain = _log_keys(receipt, trust, steps)
-    if chain is None:
+    keys = _log_keys(receipt, trust, steps)
+    if keys is None:
         return []
+    rules, chain = keys
     try:
         open_checkpoint(receipt.checkpoint, chain.keys, origin=log.origin)
         checkpoint, note = chain.open(receipt.checkpoint)
@@ -273,7 +275,7 @@ def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[ProvenEntr
     steps.check(
         "log-checkpoint", ok=True, seen=f"{checkpoint.origin}, {checkpoint.size} entries", wanted="a checkpoint signed by the trusted log"
     )
-    _check_witnesses(note, trust, steps)
+    _check_witnesses(note, rules, steps)
     proven = []
     for entry in receipt.entries:
         try:
@@ -294,32 +296,30 @@ def _check_log(receipt: _Receipt, trust: Trust, steps: Steps) -> list[ProvenEntr
     return proven
 
 
-def _log_keys(receipt: _Receipt, trust: Trust, steps: Steps) -> KeyChain | None:
-    """Return the log's keys: the trusted ones, and those that they handed over to."""
-    trusted = [NoteVerifier.from_text(text) for text in (trust.spec.log.key, *trust.spec.log.retired)]
+def _log_keys(receipt: _Receipt, trust: Trust, steps: Steps) -> tuple[LogRules, KeyChain] | None:
+    """Return what is accepted of the log, and its keys: the trusted ones, and those that they handed over to."""
     try:
-        chain = KeyChain.from_handovers(receipt.handovers, trusted)
+        rules = LogRules.from_trust(trust)
+        chain = rules.from_handovers(receipt.handovers)
     except AttestationError as error:
         steps.note("log-keys", error)
         return None
     if receipt.handovers:
-        followed = len(chain.links) - len(trusted)
-        seen = f"{followed} of {len(receipt.handovers)} handovers lead on from a trusted key"
-        steps.check("log-keys", ok=True, seen=seen, wanted="handovers that the key before signed")
-    return chain
+        followed = sum(link.note is not None for link in chain.links)
+        seen = f"{followed} of {len(receipt.handovers)} handovers are between keys that follow from the trusted ones"
+        steps.check("log-keys", ok=True, seen=seen, wanted="handovers that both keys signed")
+    return rules, chain
 
 
-def _check_witnesses(note: Note, trust: Trust, steps: Steps) -> None:
-    wanted = trust.spec.witness_quorum
-    if not wanted:
+def _check_witnesses(note: Note, rules: LogRules, steps: Steps) -> None:
+    if not rules.quorum:
         return
     try:
-        witnesses = [NoteVerifier.from_text(text) for text in trust.spec.witnesses]
-        cosigned = len(note.verify([witness for witness in witnesses if witness.kind == COSIGNATURE]))
+        cosigned = rules.require_cosigned(note)
     except AttestationError as error:
         steps.note("log-witnesses", error)
     else:
-        steps.check("log-witnesses", ok=cosigned >= wanted, seen=f"{cosigned} cosignatures", wanted=f"≥ {wanted}")
+        steps.check("log-witnesses", ok=True, seen=f"{cosigned} cosignatures", wanted=f"≥ {rules.quorum}")
 
 
 def _opened(entry: _Entry, leaf: Leaf, steps: Steps) -> dict[str, str]:

@@ -65,6 +65,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
+class RetiredKey(_Section):
+    """A key that a log had before. ``size``: of the tree with which it handed over; what it signs beyond that is not accepted.
+
+    The size must be said here, because whoever shows a receipt can leave out the note that tells of the handover.
+    """
+
+    key: LogKeyText
+    size: Annotated[int, Field(ge=1, le=2**63 - 1, strict=True)]
+
+
 class LogTrust(_Section):
     """The audit log that is accepted: its origin line and its C2SP verifier key; ``retired`` are keys it had before.
 
@@ -74,7 +84,7 @@ class LogTrust(_Section):
 
     origin: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     key: LogKeyText
-    retired: Annotated[tuple[LogKeyText, ...], Field(max_length=64)] = ()
+    retired: Annotated[tuple[RetiredKey, ...], Field(max_length=64)] = ()
 
 
 class AcceptedRelease(_Section):
@@ -272,6 +282,7 @@ _SECTIONS: tuple[type[BaseModel], ...] = (
     Trust,
     TrustSpec,
     LogTrust,
+    RetiredKey,
     ReleaseTrust,
     AcceptedRelease,
     TpmTrust,

@@ -6,8 +6,9 @@ last size does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Self
 
 from attestation.canonical import sha256_digest
@@ -20,6 +21,7 @@ from attestation.log.tiles import TILE_WIDTH
 HEADER = "sealrig.dev/log-key/v1"
 LEAF_TYPE = "log.key-rotated"
 MAX_ROTATIONS = 1000
+NONE_RETIRED: Mapping[NoteVerifier, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -34,40 +36,39 @@ class KeyLink:
 
 @dataclass(frozen=True)
 class KeyChain:
-    """A log's keys from a trusted one to the newest, and the witnesses that are trusted beside them."""
+    """A log's keys from a trusted one to the newest."""
 
     links: tuple[KeyLink, ...]
-    witnesses: tuple[NoteVerifier, ...] = ()
 
     @classmethod
-    def follow(cls, reader: LogReader, trusted: Sequence[NoteVerifier]) -> Self:
-        """Return the keys that follow from the trusted ones. Raises ``NoteError`` or ``NoteSignatureError`` for a broken handover."""
-        return cls.from_handovers(read_handovers(reader), trusted)
+    def follow(cls, reader: LogReader, trusted: Sequence[NoteVerifier], retired: Mapping[NoteVerifier, int] = NONE_RETIRED) -> Self:
+        """Return the keys that follow from the trusted ones. Raises ``NoteError`` or ``NoteSignatureError`` for a broken handover.
+
+        ``retired``: keys that the log had before, each with the size of the last tree that it may have signed.
+        """
+        return cls.from_handovers(read_handovers(reader), trusted, retired)
 
     @classmethod
-    def from_handovers(cls, handovers: Iterable[str], trusted: Sequence[NoteVerifier]) -> Self:
-        """Return the keys that follow from the trusted ones by these notes, in their order. Raises as ``follow`` does."""
-        logs = [verifier for verifier in trusted if verifier.kind != COSIGNATURE]
-        links = [KeyLink(verifier) for verifier in logs]
+    def from_handovers(
+        cls, handovers: Iterable[str], trusted: Sequence[NoteVerifier], retired: Mapping[NoteVerifier, int] = NONE_RETIRED
+    ) -> Self:
+        """Return the keys that follow from the trusted ones by these notes, in their order. Raises as ``follow`` does.
+
+        Whoever shows the notes may leave some out, so a retired key ends where the caller says, whatever they tell.
+        """
+        links = [KeyLink(verifier) for verifier in trusted]
+        links += [KeyLink(verifier, end=size) for verifier, size in retired.items()]
         for raw in handovers:
             note = Note.parse(raw)
-            old = next((at for at, link in enumerate(links) if _signed(note, link.verifier)), None)
-            if old is None:
-                continue  # a handover between keys before the trusted one
-            size, new = _read(note, links[old].verifier)
-            note.verify([links[old].verifier, new])
-            if not _signed(note, new):
-                raise NoteSignatureError(
-                    "the new key did not sign its handover", rule="rotation-new-key", seen="one signature", wanted=new.text
-                )
-            links[old] = replace(links[old], end=size)
-            links = [link for link in links if link.verifier != new] + [KeyLink(new, size, None, note)]
-        return cls(tuple(links), tuple(verifier for verifier in trusted if verifier.kind == COSIGNATURE))
+            if signers := [link.verifier for link in links if _signed(note, link.verifier)]:
+                links = _hand_over(links, note, signers)
+            # Otherwise it is a handover between keys before the trusted one.
+        return cls(tuple(links))
 
     @property
     def keys(self) -> tuple[NoteVerifier, ...]:
-        """All keys, the witnesses' among them."""
-        return (*(link.verifier for link in self.links), *self.witnesses)
+        """All keys."""
+        return tuple(link.verifier for link in self.links)
 
     def open(self, raw: str) -> tuple[Checkpoint, Note]:
         """Open a checkpoint. Raises ``NoteSignatureError`` where only a key signed that was retired by then."""
@@ -111,15 +112,32 @@ def _signed(note: Note, verifier: NoteVerifier) -> bool:
     return any((each.name, each.key_id) == (verifier.name, verifier.key_id) for each in note.signatures)
 
 
-def _read(note: Note, old: NoteVerifier) -> tuple[int, NoteVerifier]:
-    """Return the size and the new key of a handover that ``old`` is proven to have signed."""
-    note.verify([old])
+def _hand_over(links: list[KeyLink], note: Note, signers: list[NoteVerifier]) -> list[KeyLink]:
+    """Return the links after a handover. The new key signs it too, so the old ones are the signers that it does not name as new."""
+    note.verify(signers)
+    size, new = _read(note, signers[0].name)
+    note.verify([*signers, new])
+    if not _signed(note, new):
+        raise NoteSignatureError("the new key did not sign its handover", rule="rotation-new-key", seen="one signature", wanted=new.text)
+    known = next((link for link in links if link.verifier == new), None)
+    old = [link for link in links if link.verifier in signers and link.verifier != new]
+    if known is None and all(link.end is not None for link in old):
+        return links  # a retired key leads nowhere any more
+    ended = [
+        replace(link, end=size if link.end is None else min(link.end, size)) if link in old else link for link in links if link is not known
+    ]
+    return [*ended, KeyLink(new, size, known.end if known is not None else None, note)]
+
+
+def _read(note: Note, name: str) -> tuple[int, NoteVerifier]:
+    """Return the size and the new key of a handover within the log ``name``; its caller proves who signed."""
     lines = note.text.split("\n")
-    if len(lines) != 5 or lines[0] != HEADER or lines[1] != old.name:
-        raise NoteError(
-            "not a handover of this log's key", rule="rotation-form", seen=" | ".join(lines)[:120], wanted=f"{HEADER}, {old.name}"
-        )
+    if len(lines) != 5 or lines[0] != HEADER or lines[1] != name:
+        raise NoteError("not a handover of this log's key", rule="rotation-form", seen=" | ".join(lines)[:120], wanted=f"{HEADER}, {name}")
     new = NoteVerifier.from_text(lines[3])
-    if new.name != old.name or new.kind == COSIGNATURE:
-        raise NoteError("a handover to a key of another log", rule="rotation-key", seen=new.text, wanted=old.name)
-    return parse_number(lines[2], "rotation-size"), new
+    if new.name != name or new.kind == COSIGNATURE:
+        raise NoteError("a handover to a key of another log", rule="rotation-key", seen=new.text, wanted=name)
+    size = parse_number(lines[2], "rotation-size")
+    if size == 0:
+        raise NoteError("a handover before any entry", rule="rotation-size", seen="0 entries", wanted="the handover's own entry")
+    return size, new

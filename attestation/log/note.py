@@ -187,20 +187,12 @@ class Note:
         return self.text + "\n" + "".join(signature.line for signature in self.signatures)
 
     def verify(self, verifiers: Iterable[NoteVerifier]) -> dict[NoteVerifier, int | None]:
-        """Return each trusted key that signed, with the time it stated. Raises ``NoteSignatureError``.
+        """Return each trusted key that signed, with the time it stated. Raises ``NoteSignatureError``, also where none did.
 
         Signatures by unknown keys are ignored; one by a known key that does not verify spoils the note.
         """
         trusted = tuple(verifiers)
-        known = {(verifier.name, verifier.key_id): verifier for verifier in trusted}
-        proven: dict[NoteVerifier, int | None] = {}
-        for signature in self.signatures:
-            verifier = known.get((signature.name, signature.key_id))
-            if verifier is None:
-                continue
-            if verifier in proven:
-                raise NoteSignatureError("a key signed twice", rule="signature-twice", seen=verifier.name, wanted="one signature a key")
-            proven[verifier] = verifier.check(self.text, signature)
+        proven = self.signed_by(trusted)
         if not proven:
             names = {each.name for each in self.signatures}
             raise NoteSignatureError(
@@ -209,6 +201,19 @@ class Note:
                 seen=", ".join(f"{each.name}+{each.key_id.hex()}" for each in self.signatures)[:200],
                 wanted=", ".join(f"{each.name}+{each.key_id.hex()}" for each in trusted)[:200] or "at least one trusted key",
             )
+        return proven
+
+    def signed_by(self, verifiers: Iterable[NoteVerifier]) -> dict[NoteVerifier, int | None]:
+        """Return as ``verify`` does, but nothing where none of these keys signed."""
+        known = {(verifier.name, verifier.key_id): verifier for verifier in verifiers}
+        proven: dict[NoteVerifier, int | None] = {}
+        for signature in self.signatures:
+            verifier = known.get((signature.name, signature.key_id))
+            if verifier is None:
+                continue
+            if verifier in proven:
+                raise NoteSignatureError("a key signed twice", rule="signature-twice", seen=verifier.name, wanted="one signature a key")
+            proven[verifier] = verifier.check(self.text, signature)
         return proven
 
 

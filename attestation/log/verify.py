@@ -13,10 +13,10 @@ from operator import eq
 
 from attestation.log.errors import LeafError, TileError
 from attestation.log.history import require_extends
-from attestation.log.keychain import KeyChain
 from attestation.log.leaf import leaf_id
-from attestation.log.note import Checkpoint, NoteVerifier
+from attestation.log.note import COSIGNATURE, Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
+from attestation.log.rules import LogRules
 from attestation.log.tiles import TILE_WIDTH, Edge, Tile, unpack_bundle
 from attestation.merkle import leaf_hash, perfect_root
 
@@ -38,27 +38,31 @@ class LogCheck:
 
 def verify_log(
     reader: LogReader,
-    log_keys: Sequence[NoteVerifier] | NoteVerifier | str,
+    accepted: LogRules | Sequence[NoteVerifier] | NoteVerifier | str,
     *,
     held: str | None = None,
     progress: Progress | None = None,
     workers: int = 1,
 ) -> LogCheck:
-    """Check a log from its first entry to its signature. ``held``: a checkpoint of this log seen before, as a note.
+    """Check a log from its first entry to its signature. ``accepted``: its key, or all that is accepted of it.
 
+    ``held``: a checkpoint of this log seen before, as a note.
     ``workers``: how many processes check entries. With more than one, whoever calls this from a script guards it with
     ``if __name__ == "__main__"``, as for every use of ``multiprocessing``.
 
-    1. the checkpoint is a signed note by a trusted key, of the log that the key names;
+    1. the checkpoint is a signed note by a trusted key, of the log that the key names, and enough witnesses cosigned it;
     2. it extends ``held``; 3. every entry is a leaf, and no id stands twice; 4. every entry hashes to its place in the lowest tiles;
     5. every tile above follows from the ones below; 6. the root is the signed one; 7. every exchange of the log's key is in the log.
-    Raises ``NoteError``, ``NoteSignatureError``, ``CheckpointError`` (1), ``ForkError``, ``HistoryError`` (2), ``LeafError`` (3),
-    ``TileError`` (4-6), ``LogFetchError``. Memory stays bounded: 8 bytes an entry and a few bundles a worker.
+    Raises ``NoteError``, ``NoteSignatureError``, ``CheckpointError``, ``QuorumError`` (1), ``ForkError``, ``HistoryError`` (2),
+    ``LeafError`` (3), ``TileError`` (4-6), ``LogFetchError``. Memory stays bounded: 8 bytes an entry and a few bundles a worker.
     """
-    chain = KeyChain.follow(reader, _keys(log_keys))
+    rules = _rules(accepted)
+    chain = rules.follow(reader)
     keys = chain.keys
     note = reader.checkpoint()
     checkpoint, signed = chain.open(note)  # 1
+    rules.require_cosigned(signed)
+    signers = signed.verify((*keys, *rules.witnesses))
     if held is not None:
         require_extends(reader, held, note, keys)  # 2
     edge, ids = Edge(), array("Q")
@@ -74,14 +78,17 @@ def verify_log(
         raise TileError("the tiles lead to another root", rule="tile-root", seen=edge.root().hex(), wanted=checkpoint.root.hex())
     _require_unique(reader, checkpoint.size, ids)
     chain.require_logged(reader, checkpoint.size)  # 7
-    proven = signed.verify(keys)
-    return LogCheck(checkpoint, note, tuple((verifier.name, moment) for verifier, moment in proven.items()))
+    return LogCheck(checkpoint, note, tuple((verifier.name, moment) for verifier, moment in signers.items()))
 
 
-def _keys(given: Sequence[NoteVerifier] | NoteVerifier | str) -> tuple[NoteVerifier, ...]:
+def _rules(given: LogRules | Sequence[NoteVerifier] | NoteVerifier | str) -> LogRules:
+    if isinstance(given, LogRules):
+        return given
     if isinstance(given, str):
-        return (NoteVerifier.from_text(given),)
-    return (given,) if isinstance(given, NoteVerifier) else tuple(given)
+        return LogRules((NoteVerifier.from_text(given),))
+    keys = (given,) if isinstance(given, NoteVerifier) else tuple(given)
+    witnesses = tuple(key for key in keys if key.kind == COSIGNATURE)
+    return LogRules(tuple(key for key in keys if key not in witnesses), witnesses=witnesses)
 
 
 @dataclass(frozen=True)

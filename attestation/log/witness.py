@@ -47,6 +47,7 @@ class _Request:
 class Witness:
     """Cosigns for the logs whose keys it was given. Thread-safe; what it saw is durable before it answers.
 
+    Of one log's keys the later one is the newer: once that has signed what was cosigned, an earlier one counts no more.
     ``on_fork`` is called with evidence when a log is caught with two histories.
     """
 
@@ -102,8 +103,8 @@ class Witness:
         self._base.execute("BEGIN IMMEDIATE")
         try:
             row = self._base.execute("SELECT note FROM seen WHERE origin = ?", (new.origin,)).fetchone()
-            held = Checkpoint.parse(Note.parse(row[0]).text) if row else None
-            refusal = self._refusal(request, held, row[0] if row else "")
+            held = Note.parse(row[0]) if row else None
+            refusal = self._retired(request, held) or self._refusal(request, held)
             if refusal is None:
                 self._base.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (new.origin, new.size, request.raw))
             self._base.execute("COMMIT")
@@ -113,20 +114,30 @@ class Witness:
             raise
         return refusal or Answer(200, cosign(request.note.text, self._name, self._key, at).line)
 
-    def _refusal(self, request: _Request, held: Checkpoint | None, held_note: str) -> Answer | None:
+    def _retired(self, request: _Request, held: Note | None) -> Answer | None:
+        if held is None or self._newest(request.note) >= self._newest(held):
+            return None
+        return Answer(403, "a newer key of this log has signed since\n")
+
+    def _newest(self, note: Note) -> int:
+        """Return the place in the list of the last key that signed, -1 for none: the key of what was held may be named no more."""
+        return max((place for place, key in enumerate(self._logs) if _signed(note, key)), default=-1)
+
+    def _refusal(self, request: _Request, held_note: Note | None) -> Answer | None:
+        held = Checkpoint.parse(held_note.text) if held_note else None
         new, size = request.checkpoint, held.size if held else 0
         if request.old != size:
             return Answer(409, f"{size}\n", SIZE_TYPE)
-        if held is None or size == 0:
+        if held_note is None or held is None or size == 0:
             return Answer(422, "a first checkpoint needs no proof\n") if request.proof else None
         if new.size == size and new.root != held.root:
-            self._catch(ForkEvidence(held_note, request.raw))
+            self._catch(ForkEvidence(held_note.whole, request.raw))
             return Answer(409, f"{size}\n", SIZE_TYPE)
         try:
             verify_consistency(size, new.size, held.root, new.root, request.proof)
         except ProofError as error:
             # Where the proof leads to the signed root but past another old one, it proves the fork itself.
-            self._catch(ForkEvidence(held_note, request.raw, request.proof))
+            self._catch(ForkEvidence(held_note.whole, request.raw, request.proof))
             return Answer(422, f"{error.message}\n")
         return None
 
@@ -138,6 +149,14 @@ class Witness:
         except LogError:
             return
         self._on_fork(evidence)
+
+
+def _signed(note: Note, key: NoteVerifier) -> bool:
+    """Say whether a key signed. A line with its id that does not verify may stand in what was cosigned before the key was named."""
+    try:
+        return bool(note.signed_by([key]))
+    except NoteSignatureError:
+        return False
 
 
 def _parse(body: bytes) -> _Request:

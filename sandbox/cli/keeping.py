@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from attestation.log.cosigning import Cosign
-from attestation.log.errors import LogStoreError, QuorumError
+from attestation.log.errors import LogFetchError
 from attestation.log.files import sync_folder
-from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, Note, NoteVerifier
+from attestation.log.keychain import KeyChain
+from attestation.log.note import NoteVerifier
 from attestation.log.places import LogPlaces
 from attestation.log.policy import MAX_POLICY_BYTES, WitnessPolicy
-from attestation.log.reader import CHECKPOINT
-from attestation.log.rotation import rotate_key
-from attestation.log.writer import LogWriter
+from attestation.log.reader import LogReader
+from attestation.log.rotation import is_key_of, rotate_key
 from attestation.signing import SigningKey
 from sandbox.cli.console import console, counted
 from sandbox.cli.context import ServerOption, client
@@ -81,8 +78,8 @@ def rotate(
     """Exchange the log's key. The old key hands over in the log, and cannot sign for it any more."""
     current, fresh = data / "log.key", data / "log.key.next"
     places = _places(data, log_state, log_lock, log_tiles)
-    published = _published(places)
-    origin = published.origin
+    reader = LogReader(places.source())
+    origin = _origin(reader)
     if not fresh.exists():
         SigningKey.generate().save(fresh)
     old, new = SigningKey.load(current), SigningKey.load(fresh)
@@ -90,11 +87,17 @@ def rotate(
     if prepare:
         console().emit({"origin": origin, "next": vkey}, f"{vkey}\nthe next key: tell the log's witnesses, then run this without --prepare")
         return
-    if not _belongs(places, published, new):
+    # It belongs to the new key already after a crash between the handover and the rename.
+    if not is_key_of(places, origin=origin, key=new):
         rotate_key(places, origin=origin, old=old, new=new, at=datetime.now(UTC))
+    retired = KeyChain.follow(reader, (NoteVerifier(origin, old.public),)).links[0]
     fresh.replace(current)
     sync_folder(data)
-    console().emit({"origin": origin, "vkey": vkey}, f"{vkey}\ntell everybody who checks this log; the old key leads them to this one")
+    console().emit(
+        {"origin": origin, "vkey": vkey, "retired": {"key": retired.verifier.text, "size": retired.end}},
+        f"{vkey}\nstart the server, and tell everybody who checks this log; the old key leads them to this one\n"
+        f"retired, up to {counted(retired.end or 0, 'entry', 'entries')}: {retired.verifier.text}",
+    )
 
 
 def witnesses(path: Path | None) -> WitnessPolicy:
@@ -110,46 +113,18 @@ def witnesses(path: Path | None) -> WitnessPolicy:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Published:
-    """What stands in public: the log's origin, and how it is published further."""
-
-    origin: str
-    cosign: Cosign | None
-
-
 def _places(data: Path, state: str, lock: str, tiles: str) -> LogPlaces:
     from sandbox.control.log_places import log_places
 
     return log_places(data, state, lock, tiles)
 
 
-def _published(places: LogPlaces) -> _Published:
-    raw = places.source().read(CHECKPOINT, MAX_NOTE_BYTES)
-    if raw is None:
-        raise InputError(
-            "there is no log here", rule="log-data", seen="no checkpoint", wanted="a control plane's data folder, and where its log is"
-        )
-    note = Note.parse(raw)
-    return _Published(Checkpoint.parse(note.text).origin, _later if len(note.signatures) > 1 else None)
-
-
-def _later(_note: str) -> Sequence[str]:
-    raise QuorumError(
-        "witnesses are asked by the server",
-        rule="quorum-later",
-        seen="a command",
-        wanted="the server",
-        fix="start the server: it publishes what waits",
-    )
-
-
-def _belongs(places: LogPlaces, published: _Published, key: SigningKey) -> bool:
-    """Say whether the log belongs to ``key`` already: so it is after a crash between the handover and the rename."""
+def _origin(reader: LogReader) -> str:
     try:
-        LogWriter.open(places, origin=published.origin, key=key, cosign=published.cosign).close()
-    except LogStoreError as error:
-        if error.details.get("rule") != "store-key":
+        return NoteVerifier.from_text(reader.vkey()).name
+    except LogFetchError as error:
+        if error.details.get("rule") != "log-missing":
             raise
-        return False
-    return True
+        raise InputError(
+            "there is no log here", rule="log-data", seen="no log", wanted="a control plane's data folder, and where its log is"
+        ) from error

@@ -100,7 +100,8 @@ def explain_trust(trust: Trust) -> Iterator[tuple[str, str]]:
     yield "freshness", f"evidence older than {format_duration(spec.freshness / timedelta(seconds=1))} is refused"
     log = "looked up in the audit log" if spec.interlock == "log" else "taken on the node's signed word alone"
     yield "previous wipe", f"each earlier lease on the node must have ended in a proven wipe, {log}"
-    yield "log", f"{spec.log.origin}, checkpoints signed by {spec.log.key.rpartition('+')[0]}"
+    retired = "".join(f", up to {each.size} entries also by {each.key.rpartition('+')[0]}" for each in spec.log.retired)
+    yield "log", f"{spec.log.origin}, checkpoints signed by {spec.log.key.rpartition('+')[0]}{retired}"
     witnesses = (
         f"{spec.witness_quorum} of {len(spec.witnesses)} must have signed"
         if spec.witness_quorum

@@ -62,6 +62,8 @@ def test_the_trust_file_has_a_digest_that_names_its_values():
         ({"freshness": "10"}, "duration"),
         ({"freshness": "0s"}, "duration"),
         ({"log": {"origin": "x"}}, "Field required"),
+        ({"log": {"origin": "x", "key": "x", "retired": [{"key": "x"}]}}, "Field required"),
+        ({"log": {"origin": "x", "key": "x", "retired": [{"key": "x", "size": 0}]}}, "greater than or equal to 1"),
         ({"interlock": "none"}, "claimed"),
         ({"witnessQuorum": 1}, "more witnesses"),
         ({"snp": {"measurements": []}}, "at least 1"),

@@ -19,6 +19,7 @@ from attestation.log.note import Checkpoint, NoteVerifier, cosign, sign_checkpoi
 from attestation.log.places import LogPlaces
 from attestation.log.reader import LogReader
 from attestation.log.rotation import rotate_key
+from attestation.log.writer import LogWriter
 from attestation.receipt import build_receipt, verify_receipt, verify_receipt_or_raise
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
 from attestation.signing import Envelope, b64decode, b64encode, sign_envelope
@@ -265,11 +266,12 @@ def test_a_receipt_survives_an_exchange_of_the_logs_key(lease, tmp_path):
     (indexes,) = append(tmp_path, Story(found))
     before = receipt_of(found, extract(tmp_path, indexes))
     rotate_key(LogPlaces(tmp_path), origin=ORIGIN, old=LOG_KEY, new=OTHER_KEY, at=AT)
+    LogWriter.open(LogPlaces(tmp_path), origin=ORIGIN, key=OTHER_KEY).close()
     handovers = tuple(read_handovers(LogReader.from_dir(tmp_path)))
     after = receipt_of(found, extract(tmp_path, indexes), handovers)
     old, new = (NoteVerifier(ORIGIN, key.public).text for key in (LOG_KEY, OTHER_KEY))
     with_new = trust(log={"origin": ORIGIN, "key": new})
-    with_both = trust(log={"origin": ORIGIN, "key": new, "retired": [old]})
+    with_both = trust(log={"origin": ORIGIN, "key": new, "retired": [{"key": old, "size": len(indexes) + 1}]})
     assert [failed(before), failed(after), failed(after, with_new), failed(before, with_both), failed(after, with_both)] == [[]] * 5
     assert failed(before, with_new)[0] == "log-checkpoint"
     assert failed(edit(after, lambda tree: tree["log"]["handovers"].clear()))[0] == "log-checkpoint"
@@ -283,6 +285,11 @@ def test_a_receipt_survives_an_exchange_of_the_logs_key(lease, tmp_path):
     # What the old key signs after the exchange counts no more, even where it is the one that is trusted.
     late = sign_checkpoint(Checkpoint(ORIGIN, len(indexes) + 5, b"r" * 32), ORIGIN, LOG_KEY).whole
     assert failed(edit(after, lambda tree: tree["log"].update(checkpoint=late)))[0] == "log-checkpoint"
+    # Nor does a whole log that a thief of the old key makes up, whether the note of the exchange is shown or left out.
+    forged = tmp_path / "forged"
+    _, stolen = append(forged, Story(found, resource="lease-" + "99" * 16), Story(found))
+    for shown in ((), handovers):
+        assert failed(receipt_of(found, extract(forged, stolen), shown), with_both)[0] == "log-checkpoint"
 
 
 @pytest.mark.parametrize("change", ["remove", "value", "salt", "field", "twice", "of another"])

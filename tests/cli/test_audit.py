@@ -242,10 +242,13 @@ def test_rotate_key(data, capsys, crash):
         from tests.attestation.log.logs import NOW, ORIGIN
 
         rotate_key(LogPlaces(data), origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
+    shown = (data / "log" / "checkpoint").read_text()
     code, told = call(capsys, "rotate-key", "--data", data)
-    assert code == 0
+    assert (code, told["retired"]) == (0, {"key": VERIFIER.text, "size": 303})
+    assert (data / "log" / "checkpoint").read_text() == shown
     new = SigningKey.load(data / "log.key")
     assert (new.public == OTHER_KEY.public) == bool(crash)
     assert not (data / "log.key.next").exists()
+    open_log(data, key=new).close()
     for key in (VERIFIER.text, told["vkey"]):
         assert call(capsys, "verify", "--log", data, "--key", key)[1]["size"] == 303

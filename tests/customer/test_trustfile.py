@@ -76,6 +76,8 @@ def test_an_explanation_says_what_is_left_open():
     assert closed["runner"].startswith("1 accepted")
     assert "swap-off" in closed["posture"]
     assert closed["customers"].startswith("1 ")
+    before = dict(explain_trust(trust(log={"origin": "x", "key": "x+00+AA", "retired": [{"key": "x+11+BB", "size": 7}]})))
+    assert before["log"] == "x, checkpoints signed by x+00, up to 7 entries also by x+11"
 
 
 def test_a_draft_is_what_the_verifier_reads(control):
