@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from attestation.canonical import canonical_json, parse_json
 from attestation.errors import FormatError, LogError
-from attestation.log.errors import ForkError, HistoryError, LogFetchError, NoteError, NoteSignatureError, TileError
+from attestation.log.errors import ForkError, HistoryError, LeafError, LogFetchError, NoteError, NoteSignatureError, TileError
 from attestation.log.files import sync_folder
 from attestation.log.history import require_extends
 from attestation.log.keychain import KeyChain
 from attestation.log.leaf import Leaf
-from attestation.log.note import COSIGNATURE, Checkpoint, NoteVerifier
+from attestation.log.note import Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
 from attestation.log.tiles import TILE_WIDTH, Edge
 from attestation.merkle import leaf_hash
@@ -92,33 +94,31 @@ class WatchState:
 
 @dataclass(frozen=True)
 class Watch:
-    """What is accepted: the log's keys, witnesses and how many must have cosigned; stale after so many seconds without news (0: never)."""
+    """What is accepted: the log's keys, witnesses and how many must have cosigned; stale after so many seconds without news (0: never).
+
+    ``retired``: keys that the log had before, each with the size of the last tree that it may have signed.
+    """
 
     keys: tuple[NoteVerifier, ...]
     witnesses: tuple[NoteVerifier, ...] = ()
     quorum: int = 0
     stale_seconds: int = 0
+    retired: Mapping[NoteVerifier, int] = field(default_factory=dict)
 
     def step(self, reader: LogReader, state: WatchState, now: int) -> tuple[WatchState, list[Alarm]]:
         """Look once: return what to remember and what to be alarmed about. Never goes back behind ``state``."""
         try:
             note = reader.checkpoint()
-            chain = KeyChain.follow(reader, self.keys)
+            chain = KeyChain.follow(reader, self.keys, self.retired)
             checkpoint, signed = chain.open(note)
-            if state.note:
-                require_extends(reader, state.note, note, chain.keys)
-            fresh = _follow(reader, state, checkpoint)
+            fresh = _follow_or_prove(reader, state, checkpoint, note, chain)
             chain.require_logged(reader, checkpoint.size)
+            stated = [moment for moment in signed.signed_by(self.witnesses).values() if moment is not None]
         except LogError as error:
-            return state, [_alarm(error), *self._stale(state, now)]
+            return state, self.missed(error, state, now)
         if not state.note or checkpoint.size != state.size:
             fresh = replace(fresh, since=now)
         fresh = replace(fresh, note=note)
-        stated = [
-            moment
-            for key, moment in signed.verify((*chain.keys, *self.witnesses)).items()
-            if key.kind == COSIGNATURE and moment is not None
-        ]
         alarms = []
         if len(stated) < self.quorum:
             details: dict[str, object] = {"rule": "quorum-lost", "seen": f"{len(stated)} cosignatures", "wanted": f"≥ {self.quorum}"}
@@ -126,12 +126,33 @@ class Watch:
         # A cosignature says when a witness saw the log; without any, only its growth shows that it lives.
         return fresh, alarms + self._stale(replace(fresh, since=max([fresh.since, *stated])), now)
 
+    def missed(self, error: LogError, state: WatchState, now: int) -> list[Alarm]:
+        """Return what to be alarmed about where a look failed, or could not begin because the log was not found."""
+        return [_alarm(error), *self._stale(state, now)]
+
     def _stale(self, state: WatchState, now: int) -> list[Alarm]:
         age = now - state.since
         if not self.stale_seconds or not state.note or age <= self.stale_seconds:
             return []
         details: dict[str, object] = {"rule": "stale", "seen": f"{age} s without news", "wanted": f"≤ {self.stale_seconds} s"}
         return [Alarm("stale", "the log stands still", details)]
+
+
+def _follow_or_prove(reader: LogReader, state: WatchState, checkpoint: Checkpoint, note: str, chain: KeyChain) -> WatchState:
+    """Follow the log; where its entries do not lead on from ``state``, say what happened to it, with the proof of a fork if there is one.
+
+    What was seen is the watch's own, and leads on by its hashes: the key that signed it may have been exchanged since.
+    """
+    if checkpoint.size < state.size:
+        raise HistoryError("the log shrank", rule="history-shrunk", seen=f"{checkpoint.size} entries", wanted=f"≥ {state.size} entries",
+                           fix="keep both checkpoints; ask the log for the newer one again", held=state.note, shown=note)  # fmt: skip
+    try:
+        return _follow(reader, state, checkpoint)
+    except (TileError, LeafError):
+        if state.note:
+            with contextlib.suppress(NoteSignatureError):  # who signed what was seen is not known any more: the first error has to do
+                require_extends(reader, state.note, note, chain.keys)
+        raise
 
 
 def _follow(reader: LogReader, state: WatchState, checkpoint: Checkpoint) -> WatchState:

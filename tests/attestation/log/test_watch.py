@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from attestation.errors import FormatError
 from attestation.log.history import ForkEvidence
 from attestation.log.note import COSIGNATURE, Note, NoteVerifier, cosign
+from attestation.log.places import LogPlaces
 from attestation.log.reader import LogReader
+from attestation.log.rotation import rotate_key
 from attestation.log.watch import Watch, WatchState
-from tests.attestation.log.logs import OTHER_KEY, VERIFIER, leaf, make_log, open_log
+from tests.attestation.log.logs import KEY, NOW, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
 from tests.attestation.log.test_tampering import LEAVES, build
 
 WATCH = Watch((VERIFIER,), stale_seconds=600)
@@ -97,6 +100,48 @@ def test_witnesses_and_their_quorum(tmp_path: Path) -> None:
     (log / "checkpoint").write_text(Note(note.text, (*note.signatures, cosign(note.text, "w.example", OTHER_KEY, 9000))).whole)
     assert kinds(watch, log, state, now=9100) == []
     assert kinds(watch, log, state, now=9700) == ["stale"]
+
+
+def test_a_malformed_cosignature_is_an_alarm_too(tmp_path: Path) -> None:
+    log = build(tmp_path / "log", LEAVES[:5])
+    witness = NoteVerifier("w.example", OTHER_KEY.public, COSIGNATURE)
+    watch = Watch((VERIFIER,), (witness,), quorum=1)
+    note = Note.parse((log / "checkpoint").read_text())
+    good = cosign(note.text, "w.example", OTHER_KEY, 5000)
+    for lines in ((good, good), (replace(good, blob=good.blob[:-1]),), (replace(good, blob=bytes(72)),)):
+        (log / "checkpoint").write_text(Note(note.text, (*note.signatures, *lines)).whole)
+        state, (alarm,) = watch.step(LogReader.from_dir(log), WatchState(), 5000)
+        assert (alarm.kind, state) == ("unknown-key", WatchState())
+        assert str(alarm.details["rule"]).startswith("signature-")
+
+
+def test_goes_on_with_the_new_key_from_before_an_exchange(tmp_path: Path) -> None:
+    """What was seen under the old key leads on by its hashes; of another history the new key alone raises an alarm as well."""
+    make_log(tmp_path, 300)
+    state, new = look(tmp_path), NoteVerifier(ORIGIN, OTHER_KEY.public)
+    rotate_key(LogPlaces(tmp_path), origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
+    with open_log(tmp_path, key=OTHER_KEY) as writer:
+        writer.append([leaf()])
+    for watch in (Watch((new,)), Watch((new,), retired={VERIFIER: 301}), WATCH):
+        after, alarms = watch.step(LogReader.from_dir(tmp_path), state, 0)
+        assert (after.size, alarms) == (302, [])
+    forked = build(tmp_path / "forked", [leaf(), *LEAVES[1:302]], OTHER_KEY)
+    assert kinds(Watch((new,)), forked, state) == ["bad-log"]
+    assert kinds(Watch((new,), retired={VERIFIER: 301}), forked, state) == ["fork"]
+    assert kinds(Watch((new,)), build(tmp_path / "short", LEAVES[:299], OTHER_KEY), state) == ["shrink"]
+
+
+def test_a_fork_whose_entries_are_no_leaves_is_a_fork(tmp_path: Path) -> None:
+    state = look(build(tmp_path / "log", LEAVES[:300]))
+    forked = build(tmp_path / "forked", [leaf(), *LEAVES[1:300], b"no leaf"])
+    assert kinds(WATCH, forked, state) == ["fork"]
+
+
+def test_a_retired_key_raises_an_alarm(tmp_path: Path) -> None:
+    log = build(tmp_path / "log", LEAVES[:5])
+    watch = Watch((NoteVerifier(ORIGIN, OTHER_KEY.public),), retired={VERIFIER: 4})
+    assert kinds(watch, log, WatchState()) == ["unknown-key"]
+    assert kinds(Watch(watch.keys, retired={VERIFIER: 5}), log, WatchState()) == []
 
 
 def test_a_damaged_state_is_not_started_over(tmp_path: Path) -> None:

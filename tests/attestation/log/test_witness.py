@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from attestation.log.errors import QuorumError
 from attestation.log.history import ForkEvidence
-from attestation.log.note import Checkpoint, Note, NoteVerifier, sign_checkpoint
+from attestation.log.note import Checkpoint, Note, NoteSignature, NoteVerifier, sign_checkpoint
 from attestation.log.places import LogPlaces
 from attestation.log.policy import WitnessPlace, WitnessPolicy
 from attestation.log.quorum import Quorum
@@ -121,6 +121,28 @@ def test_remembers_after_a_restart(tmp_path: Path) -> None:
         witness.close()
 
 
+def test_an_earlier_key_of_a_log_ends_with_the_first_cosignature_for_a_later_one(tmp_path: Path) -> None:
+    """A thief of the old key gets nothing cosigned any more. Before the exchange it goes on, and a made-up line does not end it."""
+    key = SigningKey(b"\x09" * 32)
+    new = NoteVerifier(ORIGIN, key.public)
+    old_only = Witness(tmp_path / "w.db", NAME, OTHER_KEY, [VERIFIER])
+    made_up = NoteSignature(ORIGIN, new.key_id, bytes(64)).line.encode()
+    assert old_only.add_checkpoint(body(0, 3) + made_up, 1).status == 200
+    old_only.close()
+    witness = Witness(tmp_path / "w.db", NAME, OTHER_KEY, [VERIFIER, new])
+    assert witness.add_checkpoint(body(3, 5), 1).status == 200
+    assert witness.add_checkpoint(body(5, 8, key=key), 1).status == 200
+    for again in (body(8, 8), body(8, 20)):
+        answer = witness.add_checkpoint(again, 1)
+        assert (answer.status, answer.body) == (403, "a newer key of this log has signed since\n")
+    assert witness.add_checkpoint(body(8, 20, key=key), 1).status == 200
+    witness.close()
+    # The old key is not named any more: what the new one signs goes on.
+    witness = Witness(tmp_path / "w.db", NAME, OTHER_KEY, [new])
+    assert witness.add_checkpoint(body(20, 30, key=key), 1).status == 200
+    witness.close()
+
+
 def test_two_requests_at_once_cannot_roll_it_back(witness: Witness) -> None:
     witness.add_checkpoint(body(0, 5), 1)
     answers: list[int] = []
@@ -147,7 +169,7 @@ def test_noise_is_refused(raw: bytes) -> None:
 def _client(witnesses: dict[str, Callable[[bytes], tuple[int, str]]]) -> httpx.Client:
     def answer(request: httpx.Request) -> httpx.Response:
         status, text = witnesses[request.url.host](request.read())
-        return httpx.Response(status, text=text)
+        return httpx.Response(status, stream=httpx.ByteStream(text.encode()))
 
     return httpx.Client(transport=httpx.MockTransport(answer))
 
@@ -258,18 +280,54 @@ def test_tiles_that_wait_for_witnesses_come_back(tmp_path: Path) -> None:
     assert verify_log(LogReader.from_dir(tmp_path / "data"), VERIFIER).checkpoint.size == 900
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
-        lambda _: (200, ""),
-        lambda _: (200, "x" * 200_000),
-        lambda _: (200, "— other.example AAAAAAAA\n"),
-        lambda _: (409, "many\n"),
-        lambda _: (409, "99999\n"),
-        lambda _: (409, "1\n"),
-        lambda _: (422, ""),
-    ],
-)
+LIES: list[Callable[[bytes], tuple[int, str]]] = [
+    lambda _: (200, ""),
+    lambda _: (200, "x" * 200_000),
+    lambda _: (200, "— other.example AAAAAAAA\n"),
+    lambda _: (409, "many\n"),
+    lambda _: (409, "99999\n"),
+    lambda _: (409, "1\n"),
+    lambda _: (409, "²\n"),
+    lambda _: (409, " " * 30 + "1\n"),
+    lambda _: (409, "1" * 5000 + "\n"),
+    lambda _: (422, ""),
+    lambda _: (1 // 0, ""),
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_witness_that_lies_does_not_undo_the_others(tmp_path: Path, witness: Witness, lie: Callable[[bytes], tuple[int, str]]) -> None:
+    places = [*_places(witness), WitnessPlace("http://w.example", NoteVerifier("w.example", KEY.public, 4))]
+    client = _client({"w0.example": _speak(witness), "w.example": lie})
+    data = tmp_path / "data"
+    with asking(data, places, 1, client) as quorum, open_log(data, cosign=quorum) as writer:
+        for size in (1, 2):
+            writer.append([leaf()])
+            assert writer.health().published == size
+        wait_until(lambda: "w2" in quorum.answers and bool(quorum.answers["w2"].problem))
+        assert "ValueError" not in quorum.answers["w2"].problem  # what it said is told, not how it was read
+
+
+def test_an_endless_answer_is_not_read(tmp_path: Path, witness: Witness) -> None:
+    """What a witness sends is read as it comes, as bytes, and no further than an answer may reach."""
+    read = 0
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            nonlocal read
+            while read < 50 * MAX_BODY_BYTES:
+                read += 1000
+                yield b"x" * 1000
+
+    client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless())))
+    data = tmp_path / "data"
+    with asking(data, _places(witness), 1, client) as quorum, open_log(data, cosign=quorum) as writer:
+        writer.append([leaf()])
+        assert "a witness answered too much" in quorum.answers["w1"].problem
+    assert read < 4 * MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("lie", LIES)
 def test_a_witness_that_lies_is_not_counted(tmp_path: Path, lie: Callable[[bytes], tuple[int, str]]) -> None:
     place = WitnessPlace("http://w.example", NoteVerifier("w.example", OTHER_KEY.public, 4))
     data = tmp_path / "data"
