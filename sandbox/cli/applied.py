@@ -11,12 +11,12 @@ import typer
 from attestation.errors import VerificationError
 from sandbox.cli.console import console, printable
 from sandbox.cli.context import ServerOption, client
-from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
+from sandbox.cli.logs import LogKey, LogPlace, TrustFile, accepted_log, open_log
 from sandbox.wire import MAX_CHANGES
 
 if TYPE_CHECKING:
-    from attestation.log.note import NoteVerifier
     from attestation.log.reader import LogReader
+    from attestation.log.rules import LogRules
     from sandbox.customer.client import Client
     from sandbox.wire import LoggedPolicyChange, PolicyChange
 
@@ -80,8 +80,8 @@ def history(
     with client(server) as control:
         found = control.policy_changes(tenant, limit=limit)
         reader = open_log(log or server)
-        verifier = log_key(reader, key, trust).verifier
-        rows = [_proven(control, reader, verifier, change) for change in found]
+        rules = accepted_log(reader, key, trust).rules
+        rows = [_proven(control, reader, rules, change) for change in found]
     for newer, older in pairwise(rows):
         if newer["before"] != older["after"]:
             raise VerificationError("the server left a change out", rule="policy-history",
@@ -98,7 +98,7 @@ def history(
     here.emit({"changes": rows}, tell)
 
 
-def _proven(control: Client, reader: LogReader, verifier: NoteVerifier, change: LoggedPolicyChange) -> dict[str, object]:
+def _proven(control: Client, reader: LogReader, rules: LogRules, change: LoggedPolicyChange) -> dict[str, object]:
     """Return what the log says of a change. Raises ``VerificationError`` or ``LogError`` where document, texts or entry do not agree."""
     from attestation.document import time_text
     from attestation.log.leaf import Leaf
@@ -107,7 +107,7 @@ def _proven(control: Client, reader: LogReader, verifier: NoteVerifier, change: 
     from attestation.signing import b64decode
 
     (entry,) = reader.extract([change.log_index]).entries
-    TlogProof.from_text(entry.proof).verify(entry.leaf, [verifier])
+    rules.check(TlogProof.from_text(entry.proof), entry.leaf, rules.follow(reader))
     leaf = Leaf.from_bytes(entry.leaf)
     before = None if change.before is None else control.policy_text(change.before)
     document = verify_change(b64decode(change.document), leaf, before, control.policy_text(change.after))

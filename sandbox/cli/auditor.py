@@ -12,18 +12,19 @@ from typing import Annotated
 
 import typer
 
-from attestation.errors import LogError
+from attestation.log.errors import TileError
 from attestation.log.export import FORMATS, export
 from attestation.log.history import ForkEvidence
 from attestation.log.note import Checkpoint, Note
 from attestation.log.proof import TlogProof
 from attestation.log.query import Found, Query, find_id
 from attestation.log.reader import LogReader
+from attestation.log.rules import LogRules
 from attestation.log.verify import verify_log
 from sandbox.cli.committed import committed_values
 from sandbox.cli.console import console, counted
 from sandbox.cli.keeping import erase, rotate
-from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
+from sandbox.cli.logs import LogKeys, LogPlace, TrustFile, accepted_log, accepted_offline, one_key, open_log
 from sandbox.cli.witnesses import watch, witness
 from sandbox.errors import InputError, NotFoundError, UsageError
 
@@ -42,6 +43,7 @@ _Node = Annotated[str | None, typer.Option("--node", metavar="NODE", help="What 
 _Lease = Annotated[str | None, typer.Option("--lease", metavar="LEASE", help="One lease.")]
 _Outcome = Annotated[str | None, typer.Option("--outcome", help="How it ended.")]
 _Text = Annotated[str | None, typer.Option("--text", help="Any text in the entry: an id, a digest.")]
+_UNPROVEN = "as the log shows it, not proven: 'sealrig audit verify' checks the whole log"
 _Entry = Annotated[str, typer.Argument(metavar="ENTRY", help="An entry's index, or its id.")]
 
 
@@ -60,13 +62,15 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="How many entries at most.")] = 50,
     oldest: Annotated[bool, typer.Option("--oldest-first", help="Begin with the oldest entry.")] = False,
 ) -> None:
-    """List entries that match, newest first."""
+    """List entries that match, newest first, as the log shows them: nothing is proven here, 'audit verify' checks the whole log."""
     reader = open_log(log)
     query = _query(since, until, kind, actor, tenant, node, lease, outcome, text)
     rows = [_row(found) for found in islice(query.run(reader, newest_first=not oldest), limit)]
     here = console()
+    here.say(_UNPROVEN)
     here.emit(
-        {"origin": _head(reader).origin, "entries": rows}, lambda: here.table([_short(row) for row in rows], empty="no entry matches")
+        {"origin": _head(reader).origin, "entries": rows, "proven": False},
+        lambda: here.table([_short(row) for row in rows], empty="no entry matches"),
     )
 
 
@@ -78,8 +82,11 @@ def show(
         bool, typer.Option("--open", help="Also ask the server, with your token, for the values that the entry only commits to.")
     ] = False,
 ) -> None:
-    """Show one entry as it was logged; values that it commits to are shown with --open, to those who may see them."""
-    found = _find(open_log(log), entry)
+    """Show one entry as it was logged, once it is proven to stand in the tree of the log's checkpoint (whose signature is not looked at).
+
+    Values that it commits to are shown with --open, to those who may see them.
+    """
+    found, _ = _find(open_log(log), entry)
     said = json.loads(found.raw)
     opened = committed_values(found, log) if open_ else {}
     document = {"index": found.index, "entry": said, **({"committed": opened} if open_ else {})}
@@ -107,7 +114,7 @@ def export_(
     outcome: _Outcome = None,
     text: _Text = None,
 ) -> None:
-    """Write entries for other tools, oldest first. What is written is derived; the log itself is the evidence."""
+    """Write entries for other tools, oldest first. What is written is derived, and not proven; the log itself is the evidence."""
     if form not in FORMATS:
         raise UsageError("no such format", rule="export-format", seen=form, wanted=", ".join(FORMATS))
     reader = open_log(log)
@@ -118,13 +125,14 @@ def export_(
         )
     query = _query(since, until, kind, actor, tenant, node, lease, outcome, text)
     lines = export(_head(reader).origin, query.run(reader), form)
+    here.say(_UNPROVEN)
     if out is None:
         for line in lines:
             typer.echo(line)
         return
     count = _write_new(out, lines)
     here.emit(
-        {"file": out, "format": form, "entries": count, "derived": True},
+        {"file": out, "format": form, "entries": count, "derived": True, "proven": False},
         f"{counted(count, 'entry', 'entries')} written to {out} (derived from the log)",
     )
 
@@ -142,8 +150,7 @@ def prove(
 ) -> None:
     """Give the C2SP tlog-proof of an entry: with the entry's bytes and the log's key, anybody can check it offline."""
     reader = open_log(log)
-    found = _find(reader, entry)
-    proof = reader.extract([found.index]).entries[0].proof
+    found, proof = _find(reader, entry)
     if leaf is not None:
         _write_new(leaf, [found.raw.decode("ascii")], end="")
     if out is not None:
@@ -155,7 +162,7 @@ def prove(
 @app.command()
 def verify(
     log: LogPlace = None,
-    key: LogKey = None,
+    key: LogKeys = None,
     trust: TrustFile = None,
     held: Annotated[Path | None, typer.Option("--held", metavar="FILE", help="A checkpoint seen before; the log must extend it.")] = None,
     keep: Annotated[
@@ -170,14 +177,14 @@ def verify(
     """Check a whole log: every entry, every tile, the root and the signature; or one proof, or evidence of a fork, offline."""
     here = console()
     if proof is not None or fork is not None:
-        _verify_offline(proof, leaf, fork, key, trust)
+        _verify_offline(proof, leaf, fork, accepted_offline(key, trust))
         return
     reader = open_log(log)
-    trusted = log_key(reader, key, trust)
+    accepted = accepted_log(reader, one_key(key), trust)
     workers = len(os.sched_getaffinity(0))
     with here.progress("verifying") as progress:
         check = verify_log(
-            reader, trusted.verifier, held=held.read_text(encoding="utf-8") if held else None, progress=progress, workers=workers
+            reader, accepted.rules, held=held.read_text(encoding="utf-8") if held else None, progress=progress, workers=workers
         )
     if keep is not None:
         keep.write_text(check.note, encoding="utf-8")
@@ -186,27 +193,28 @@ def verify(
         "origin": check.checkpoint.origin,
         "size": check.checkpoint.size,
         "root": check.checkpoint.root.hex(),
-        "key": trusted.verifier.text,
-        "key_trusted": trusted.trusted,
+        "key": accepted.rules.keys[0].text,
+        "key_trusted": accepted.trusted,
         "extends_held": held is not None,
         "signers": [{"name": name, "time": time} for name, time in check.signers],
     }
-    whose = "with the key that was given" if trusted.trusted else "with the key that the log names itself"
+    whose = "with the key that was given" if accepted.trusted else "with the key that the log names itself"
     size = counted(check.checkpoint.size, "entry", "entries")
+    witnesses = ", ".join(name for name, moment in check.signers if moment is not None)
+    cosigned = f"\ncosigned by {witnesses}" if witnesses else ""
     here.emit(
         document,
-        f"{check.checkpoint.origin}: {size}, every one in place, signed {whose}\nroot {document['root']}",
+        f"{check.checkpoint.origin}: {size}, every one in place, signed {whose}{cosigned}\nroot {document['root']}",
     )
 
 
-def _verify_offline(proof: Path | None, leaf: Path | None, fork: Path | None, key: str | None, trust: Path | None) -> None:
-    if key is None and trust is None:
-        raise UsageError(
-            "an offline check needs the log's key", rule="audit-key", seen="neither --key nor --trust", wanted="--key VKEY or --trust FILE"
-        )
-    verifier = log_key(LogReader.from_dir(Path()), key, trust).verifier
+def _verify_offline(proof: Path | None, leaf: Path | None, fork: Path | None, rules: LogRules) -> None:
+    chain = rules.from_handovers(())
     if fork is not None:
-        old, new = ForkEvidence.from_text(fork.read_text(encoding="utf-8")).verify([verifier])
+        evidence = ForkEvidence.from_text(fork.read_text(encoding="utf-8"))
+        for note in (evidence.held, evidence.shown):
+            chain.open(note)  # a retired key in wrong hands must not pass for the log
+        old, new = evidence.verify(chain.keys)
         document: dict[str, object] = {"ok": True, "fork": True, "origin": old.origin, "sizes": [old.size, new.size]}
         console().emit(document, f"proven: {old.origin} signed two histories, seen at {old.size} and {new.size} entries")
         return
@@ -219,7 +227,7 @@ def _verify_offline(proof: Path | None, leaf: Path | None, fork: Path | None, ke
             fix="'sealrig audit prove --leaf FILE' writes it",
         )
     parsed = TlogProof.from_text(proof.read_text(encoding="utf-8"))
-    checkpoint = parsed.verify(leaf.read_bytes(), [verifier])
+    checkpoint = rules.check(parsed, leaf.read_bytes(), chain)
     document = {"ok": True, "index": parsed.index, "origin": checkpoint.origin, "size": checkpoint.size}
     console().emit(document, f"entry {parsed.index} stands in {checkpoint.origin} ({checkpoint.size} entries)")
 
@@ -248,8 +256,11 @@ def _time(flag: str, text: str | None) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _find(reader: LogReader, entry: str) -> Found:
-    """Return an entry by index or id. Raises ``NotFoundError``."""
+def _find(reader: LogReader, entry: str) -> tuple[Found, str]:
+    """Return an entry by index or id, and the proof that it stands in the tree of the checkpoint, which is checked.
+
+    Raises ``NotFoundError``, or ``LogError`` where the proof does not hold.
+    """
     if entry.isascii() and entry.isdigit():
         index = int(entry[:20])
         found = next(Query().run(reader, start=index, end=index + 1), None)
@@ -259,7 +270,15 @@ def _find(reader: LogReader, entry: str) -> Found:
         raise NotFoundError(
             f"the log has no entry {entry}", rule="audit-entry", seen=f"{reader.size()} entries", wanted="an index or id in the log"
         )
-    return found
+    (logged,) = reader.extract([found.index]).entries
+    if logged.leaf != found.raw:
+        raise TileError(
+            "the log showed two entries at one place",
+            rule="entry-changed",
+            seen=found.raw.decode(errors="replace")[:100],
+            wanted=logged.leaf.decode(errors="replace")[:100],
+        )
+    return found, logged.proof
 
 
 def _row(found: Found) -> dict[str, object]:
@@ -288,15 +307,17 @@ def _head(reader: LogReader) -> Checkpoint:
 
 
 def _write_new(path: Path, lines: Iterator[str] | list[str], end: str = "\n") -> int:
-    """Write lines to a new file; return how many. Raises ``InputError`` rather than overwrite; leaves no half file."""
+    """Write lines to a new file; return how many. Raises ``InputError`` rather than overwrite; leaves no half file, however it ends."""
     count = 0
     try:
-        with path.open("x", encoding="utf-8") as file:
-            for count, line in enumerate(lines, start=1):  # noqa: B007  (the last number is the count)
-                file.write(line + end)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError as error:
         raise InputError(f"{path} exists", rule="no-overwrite", seen=str(path), wanted="a new file", fix="name another file") from error
-    except LogError:
-        path.unlink()
+    try:
+        with file:
+            for count, line in enumerate(lines, start=1):  # noqa: B007  (the last number is the count)
+                file.write(line + end)
+    except BaseException:
+        path.unlink(missing_ok=True)
         raise
     return count

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import httpx
 import typer
 
+from attestation.errors import LogError
 from attestation.log.errors import HistoryError
 from attestation.log.history import ForkEvidence
 from attestation.log.note import COSIGNATURE, NoteVerifier, check_name
+from attestation.log.reader import LogReader
+from attestation.log.rules import LogRules
 from attestation.log.watch import Alarm, Watch, WatchState
 from attestation.log.witness import Witness
 from attestation.log.witness_server import witness_server
 from attestation.signing import SigningKey
 from policies.units import parse_duration
 from sandbox.cli.console import console, counted
-from sandbox.cli.logs import LogKey, LogPlace, TrustFile, log_key, open_log
+from sandbox.cli.logs import LogKey, LogPlace, TrustFile, find_log, given_rules, own_key
 from sandbox.errors import UsageError
 
 WEBHOOK_SECONDS = 10.0
@@ -33,25 +38,29 @@ def watch(
     ),
     every: Annotated[str, typer.Option("--every", metavar="TIME", help="How long between two looks.")] = "1m",
     stale: Annotated[str, typer.Option("--stale", metavar="TIME", help="No news for so long is an alarm; 0s: never.")] = "0s",
-    witness: Annotated[list[str] | None, typer.Option("--witness", metavar="VKEY", help="A witness whose cosignature counts.")] = None,
-    quorum: Annotated[int, typer.Option("--quorum", min=0, help="How many witnesses must have cosigned.")] = 0,
+    witness: Annotated[
+        list[str] | None, typer.Option("--witness", metavar="VKEY", help="A witness whose cosignature counts, beside those of --trust.")
+    ] = None,
+    quorum: Annotated[int, typer.Option("--quorum", min=0, help="How many witnesses must have cosigned, if more than --trust wants.")] = 0,
     webhook: Annotated[str | None, typer.Option("--webhook", metavar="URL", help="Each alarm is posted here as JSON.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after an alarm.")] = False,
 ) -> None:
     """Follow a log: each checkpoint must extend the last and hold every new entry. The first alarm ends it with exit code 1."""
     here = console()
-    reader = open_log(log)
-    witnesses = tuple(NoteVerifier.from_text(text) for text in witness or ())
-    if quorum > len(witnesses):
-        raise UsageError(
-            "more witnesses are wanted than named", rule="watch-quorum", seen=str(len(witnesses)), wanted=f"≥ {quorum} --witness"
-        )
-    look = Watch((log_key(reader, key, trust).verifier,), witnesses, quorum, _seconds("--stale", stale))
+    look = _watch(given_rules(key, trust) or LogRules(()), witness or [], quorum, _seconds("--stale", stale))
     pause = _seconds("--every", every)
     seen = WatchState.load(state)
+    reader: Callable[[], LogReader] | None = None
     while True:
-        seen, alarms = look.step(open_log(log), seen, int(time.time()))
+        now = int(time.time())
+        try:
+            reader = reader or find_log(log)
+            if not look.keys:
+                look = replace(look, keys=(own_key(reader()),))
+            seen, alarms = look.step(reader(), seen, now)
+        except LogError as error:  # the log is not to be found yet; what is wrong with one that is found, is in the alarms of the step
+            alarms = look.missed(error, seen, now)
         seen.save(state)
         for alarm in alarms:
             _tell(alarm, webhook)
@@ -67,7 +76,10 @@ def watch(
 
 def witness(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds the witness's key and what it saw; made where missing.")],
-    log: Annotated[list[str], typer.Option("--log", metavar="VKEY", help="A log that it cosigns for (its C2SP vkey); may be repeated.")],
+    log: Annotated[
+        list[str],
+        typer.Option("--log", metavar="VKEY", help="A log that it cosigns for (its C2SP vkey); may be repeated, a log's next key last."),
+    ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name, such as witness.example.org/w1.")] = "witness.local/w1",
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where it answers.")] = "127.0.0.1:8191",
 ) -> None:
@@ -101,6 +113,17 @@ def witness(
         cosigner.close()
 
 
+def _watch(rules: LogRules, named: list[str], quorum: int, stale: int) -> Watch:
+    """Return what watches for all that is accepted of the log: what the trust file says, and what the flags add."""
+    witnesses = tuple(dict.fromkeys((*rules.witnesses, *map(NoteVerifier.from_text, named))))
+    quorum = max(quorum, rules.quorum)
+    if quorum > len(witnesses):
+        raise UsageError(
+            "more witnesses are wanted than named", rule="watch-quorum", seen=str(len(witnesses)), wanted=f"≥ {quorum} --witness"
+        )
+    return Watch(rules.keys, witnesses, quorum, stale, rules.retired)
+
+
 def _seconds(flag: str, text: str) -> int:
     try:
         return parse_duration(text)
@@ -118,5 +141,5 @@ def _tell(alarm: Alarm, webhook: str | None) -> None:
         httpx.post(
             webhook, json={"alarm": alarm.kind, "message": alarm.message, "details": alarm.details}, timeout=WEBHOOK_SECONDS
         ).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         here.warn(f"the webhook did not take the alarm: {type(error).__name__}: {error}")

@@ -1,19 +1,26 @@
 """``sealrig audit``: everything an auditor does, on a copied folder; and what the keeper of the log does to it."""
 
 import json
+import socket
 import threading
+import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
+from attestation.log.note import COSIGNATURE, Note, NoteVerifier, cosign
 from attestation.log.places import LogPlaces
+from attestation.log.rotation import rotate_key
 from attestation.signing import SigningKey
 from sandbox.cli import main
-from tests.attestation.log.logs import KEY, OTHER_KEY, VERIFIER, leaf, make_log, open_log
+from tests.attestation.log.logs import KEY, NOW, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
 from tests.attestation.log.test_tampering import LEAVES, build
 
 KEY_FLAG = ("--key", VERIFIER.text)
+NEW = NoteVerifier(ORIGIN, OTHER_KEY.public)
 
 
 @pytest.fixture
@@ -86,6 +93,104 @@ def test_verify_says_whose_key_it_was(data, tmp_path, capsys):
     assert (code, told["key_trusted"], told["extends_held"]) == (0, False, True)
     (tmp_path / "key").write_text(VERIFIER.text + "\n")
     assert call(capsys, "verify", "--log", data / "log", "--key", tmp_path / "key")[0] == 0
+
+
+def trust_file(path, **spec):
+    """A trust file of the test log; the node in it is nobody."""
+    log = {"origin": ORIGIN, "key": NEW.text} | spec.pop("log", {})
+    nodes = {"node-" + "0" * 31 + "1": OTHER_KEY.public.text}
+    tree = {"apiVersion": "sealrig/v1", "kind": "Trust", "spec": {"level": "software", "nodes": nodes, "log": log} | spec}
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def exchange(data):
+    rotate_key(LogPlaces(data), origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
+    open_log(data, key=OTHER_KEY).close()
+
+
+def test_verify_wants_all_that_the_trust_file_says(data, tmp_path, capsys):
+    exchange(data)
+    witness = NoteVerifier("w.example", KEY.public, COSIGNATURE)
+    wanted = trust_file(tmp_path / "wanted.yaml", witnesses=[witness.text], witnessQuorum=1)
+    words = ("verify", "--log", data, "--trust", wanted)
+    code, told = call(capsys, *words)
+    assert (code, told["error"]["details"]["rule"]) == (1, "log-witnesses")
+    watching = ("watch", "--once", "--log", data, "--state", tmp_path / "state", "--trust", wanted)
+    assert call(capsys, *watching)[1]["error"]["details"]["alarm"] == "quorum-lost"
+    leaf_, proof = tmp_path / "leaf", tmp_path / "proof"
+    assert call(capsys, "prove", 5, "--log", data, "-o", proof, "--leaf", leaf_)[0] == 0
+    code, told = call(capsys, "verify", "--proof", proof, "--leaf", leaf_, "--trust", wanted)
+    assert (code, told["error"]["details"]["rule"]) == (1, "log-witnesses")
+    file = data / "log" / "checkpoint"
+    note = Note.parse(file.read_text())
+    file.write_text(Note(note.text, (*note.signatures, cosign(note.text, "w.example", KEY, 5000))).whole)
+    assert {"name": "w.example", "time": 5000} in call(capsys, *words)[1]["signers"]
+    assert "cosigned by w.example" in say(capsys, *words)[1]
+    assert call(capsys, *watching)[0] == 0
+    assert call(capsys, *watching, "--witness", witness.text, "--quorum", 1)[0] == 0
+    # More can be asked for than the trust file does, and a witness that both name counts once.
+    assert main(["audit", *map(str, watching), "--witness", witness.text, "--quorum", "2"]) == 2
+
+
+def test_a_retired_key_counts_up_to_its_last_size(data, tmp_path, capsys):
+    """What was kept under the old key is compared with the log of the new one; a later checkpoint by the old key is a thief's."""
+    held, plain = tmp_path / "held", trust_file(tmp_path / "plain.yaml")
+    assert call(capsys, "verify", "--log", data, *KEY_FLAG, "--keep", held)[0] == 0
+    leaf_, proof = tmp_path / "leaf", tmp_path / "proof"
+    assert call(capsys, "prove", 5, "--log", data, "-o", proof, "--leaf", leaf_)[0] == 0
+    exchange(data)
+    both = trust_file(tmp_path / "both.yaml", log={"retired": [{"key": VERIFIER.text, "size": 303}]})
+    early = trust_file(tmp_path / "early.yaml", log={"retired": [{"key": VERIFIER.text, "size": 301}]})
+    words = ("verify", "--log", data, "--held", held, "--trust")
+    assert call(capsys, *words, plain)[1]["error"]["details"]["rule"] == "signature-unknown"
+    code, told = call(capsys, *words, both)
+    assert (code, told["size"], told["extends_held"]) == (0, 303, True)
+    words = ("verify", "--proof", proof, "--leaf", leaf_)
+    assert call(capsys, *words, "--trust", both)[0] == 0
+    assert call(capsys, *words, "--trust", early)[1]["error"]["details"]["rule"] == "key-retired"
+    assert call(capsys, *words, "--key", NEW.text, "--key", VERIFIER.text)[0] == 0
+    assert main(["audit", "verify", "--log", str(data), "--key", NEW.text, "--key", VERIFIER.text]) == 2
+    assert "audit-keys" in capsys.readouterr().err
+
+
+def test_a_fork_over_an_exchange_of_the_key_is_proven_with_both_keys(tmp_path, capsys):
+    held, both = tmp_path / "held", trust_file(tmp_path / "both.yaml", log={"retired": [{"key": VERIFIER.text, "size": 301}]})
+    held.write_text((build(tmp_path / "log", LEAVES[:300]) / "checkpoint").read_text())
+    build(tmp_path / "log", [leaf(), *LEAVES[1:305]], OTHER_KEY)
+    code, told = call(capsys, "verify", "--log", tmp_path / "log", "--held", held, "--trust", both)
+    assert (code, told["error"]["code"]) == (1, "log-fork")
+    (tmp_path / "fork").write_text(told["error"]["details"]["evidence"])
+    words = ("verify", "--fork", tmp_path / "fork")
+    assert call(capsys, *words, "--key", VERIFIER.text, "--key", NEW.text)[1]["sizes"] == [300, 305]
+    assert call(capsys, *words, "--trust", both)[0] == 0
+    early = trust_file(tmp_path / "early.yaml", log={"retired": [{"key": VERIFIER.text, "size": 299}]})
+    assert call(capsys, *words, "--trust", early)[1]["error"]["details"]["rule"] == "key-retired"
+
+
+def test_what_is_shown_is_proven_and_what_is_listed_says_that_it_is_not(data, tmp_path, capsys):
+    code, told = call(capsys, "list", "--log", data, "--limit", 1)
+    assert (code, told["proven"]) == (0, False)
+    assert "audit verify" in say(capsys, "list", "--log", data, "--limit", 1)[2]
+    assert call(capsys, "export", "--log", data, "-o", tmp_path / "out")[1]["proven"] is False
+    assert "audit verify" in say(capsys, "export", "--log", data)[2]
+    file = data / "log" / "tile" / "entries" / "000"
+    file.write_bytes(file.read_bytes().replace(b'"ok"', b'"no"', 1))
+    for words in (("show", 0), ("prove", 0)):
+        code, told = call(capsys, *words, "--log", data)
+        assert (code, told["error"]["code"]) == (1, "log-proof")
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(28, "no space"), None])
+def test_an_export_leaves_no_half_file(data, tmp_path, monkeypatch, capsys, problem):
+    def broken(*_):
+        yield "one line"
+        if problem is not None:
+            raise problem
+
+    monkeypatch.setattr("sandbox.cli.auditor.export", broken)
+    code = main(["audit", "export", "--log", str(data), "-o", str(tmp_path / "out")])
+    assert (code == 0) == (tmp_path / "out").exists() == (problem is None)
 
 
 def test_verify_refuses_a_changed_log(data, capsys):
@@ -212,6 +317,72 @@ def test_watch_goes_on_where_it_stopped_and_raises_the_alarm(tmp_path, capsys):
     assert (code, told["error"]["details"]["alarm"]) == (1, "fork")
 
 
+def test_watch_outlives_the_server(tmp_path, monkeypatch, capsys):
+    """The log's server is away when the watch begins, comes, goes and comes again: an alarm each time it is away, and one connection."""
+    log, port = build(tmp_path / "log", LEAVES[:300]), free_port()
+    servers, took, opened = [], [], []
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    def up():
+        server = HTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(log)))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        servers.append((server, thread))
+
+    def down():
+        server, thread = servers.pop()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    def stop():
+        raise KeyboardInterrupt
+
+    class Client(httpx.Client):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            opened.append(self)
+
+    turns = iter([up, lambda: build(log, LEAVES[:400]), down, lambda: None, up, stop])
+    monkeypatch.setattr("sandbox.cli.witnesses.time", SimpleNamespace(time=time.time, sleep=lambda _: next(turns)()))
+    monkeypatch.setattr("sandbox.cli.witnesses._tell", lambda alarm, _: took.append(alarm.kind))
+    monkeypatch.setattr("sandbox.cli.logs.httpx.Client", Client)
+    words = ["--log", f"http://127.0.0.1:{port}", "--state", str(tmp_path / "state"), *KEY_FLAG, "--keep-going", "--webhook", "nowhere"]
+    try:
+        assert main(["audit", "watch", *words]) == 130
+    finally:
+        while servers:
+            down()
+    told = [line for line in capsys.readouterr().err.splitlines() if "entr" in line]
+    assert told == [
+        "0 entries, 1 alarm",
+        "300 entries, in order",
+        "400 entries, in order",
+        "400 entries, 1 alarm",
+        "400 entries, 1 alarm",
+        "400 entries, in order",
+    ]
+    assert took == ["unreachable"] * 3
+    assert len(opened) == 2  # one that found nothing, and the one in use ever since
+    assert all(client.is_closed for client in opened)
+
+
+def test_watch_with_a_wrong_flag_is_no_alarm(data, tmp_path, capsys):
+    assert main(["audit", "watch", "--log", str(data), "--state", str(tmp_path / "state"), "--key", "no+key+", "--once"]) == 1
+    told = capsys.readouterr().err
+    assert "vkey-type" in told
+    assert "warning" not in told
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def _keep(data):
     KEY.save(data / "log.key")
 
@@ -238,9 +409,6 @@ def test_rotate_key(data, capsys, crash):
     if crash:
         OTHER_KEY.save(data / "log.key.next")
     if crash == "after the handover":
-        from attestation.log.rotation import rotate_key
-        from tests.attestation.log.logs import NOW, ORIGIN
-
         rotate_key(LogPlaces(data), origin=ORIGIN, old=KEY, new=OTHER_KEY, at=NOW)
     shown = (data / "log" / "checkpoint").read_text()
     code, told = call(capsys, "rotate-key", "--data", data)
