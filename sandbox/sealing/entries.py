@@ -23,6 +23,8 @@ MAX_NAME_BYTES = 255
 MAX_LINE_BYTES = 64 * 1024
 MAX_LINK_STEPS = 40
 """The kernel's own limit on symlinks in one path."""
+MAX_FOLLOWED = 10_000_000
+"""Parts of targets gone through for all symlinks of a bundle: a few for each, but links through links can multiply to hours."""
 MAX_SIZE = 2**50
 _BILLION = 10**9
 _MTIME = re.compile(r"-?(?:0|[1-9]\d{0,11})\.\d{9}")
@@ -167,36 +169,53 @@ def order(path: bytes) -> bytes:
 
 def unsafe_links(links: Mapping[bytes, bytes]) -> dict[bytes, str]:
     """Return what is wrong with each symlink (path -> target) that would lead outside, followed as the kernel does."""
-    return {path: problem for path, target in links.items() if (problem := _follow(path, target, links))}
+    found: dict[bytes, str] = {}
+    left = MAX_FOLLOWED
+    for path, target in links.items():
+        problem, left = _follow(path, target, links, left)
+        if problem:
+            found[path] = problem
+    return found
 
 
-def _follow(path: bytes, target: bytes, links: Mapping[bytes, bytes]) -> str:
+def _follow(path: bytes, target: bytes, links: Mapping[bytes, bytes], left: int) -> tuple[str, int]:
     # A lexical check is not enough: with a symlink a -> ., the target a/../x is outside although it reads as inside.
-    here = path.split(b"/")[:-1]
+    # ``here`` are the folders from the root to where we are, each as a path; where that is longer than any path, there is no link.
+    here: list[bytes | None] = [b""]
+    for part in path.split(b"/")[:-1]:
+        here.append(_join(here[-1], part))
     todo = target.split(b"/")[::-1]
     steps = 1
     if target.startswith(b"/"):
-        return "is absolute"
-    while todo:
+        return "is absolute", left
+    while todo and left:
+        left -= 1
         part = todo.pop()
         if part in (b"", b"."):
             continue
         if part == b"..":
+            here.pop()
             if not here:
-                return "leaves the tree"
-            here.pop()
+                return "leaves the tree", left
             continue
-        here.append(part)
-        onward = links.get(b"/".join(here))
-        if onward is not None:
-            steps += 1
-            if onward.startswith(b"/"):
-                return "leads to an absolute path"
-            if steps > MAX_LINK_STEPS:
-                return "goes round in circles"
-            here.pop()
-            todo.extend(onward.split(b"/")[::-1])
-    return ""
+        place = _join(here[-1], part)
+        onward = None if place is None else links.get(place)
+        if onward is None:
+            here.append(place)
+            continue
+        steps += 1
+        if onward.startswith(b"/"):
+            return "leads to an absolute path", left
+        if steps > MAX_LINK_STEPS:
+            return "goes round in circles", left
+        todo.extend(onward.split(b"/")[::-1])
+    return "leads too far round, as other links do" if todo else "", left
+
+
+def _join(folder: bytes | None, part: bytes) -> bytes | None:
+    if folder is None or len(folder) + len(part) >= MAX_PATH_BYTES:
+        return None
+    return folder + b"/" + part if folder else part
 
 
 class Order:

@@ -42,7 +42,7 @@ _TYPE = "sealrig-bundle"
 _FIELDS = {"created_at", "id", "index_size", "labels", "payload_size", "recipients", "signer", "suite", "type", "v"}
 _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _HEX32 = re.compile(r"[0-9a-f]{32}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _MIN_STREAM = STREAM_HEADER_BYTES + TAG_BYTES
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 
 import pytest
 import rfc8785
@@ -12,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandbox.errors import BundleError, UnsafePathError
-from sandbox.sealing.entries import Entry, Kind, Order, check_path, decode_line, encode_line, order, shown, unsafe_links
+from sandbox.sealing import entries
+from sandbox.sealing.entries import MAX_PATH_BYTES, Entry, Kind, Order, check_path, decode_line, encode_line, order, shown, unsafe_links
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
 
 NAMES = st.one_of(st.binary(min_size=1, max_size=255), st.text(min_size=1, max_size=60).map(lambda t: t.encode("utf-8", "replace"))).filter(
@@ -186,6 +188,26 @@ def test_hard_links_name_an_earlier_file():
 ])  # fmt: skip
 def test_symlinks_are_followed_as_the_kernel_does(links, bad):
     assert sorted(unsafe_links(links)) == bad
+
+
+def test_links_through_links_take_no_longer_than_their_parts(monkeypatch):
+    """Twenty links that each lead on and 1,800 folders down: the last place is 36,000 folders deep."""
+    links = {b"l%02d" % number: b"l%02d" % (number + 1) + b"/x" * 1800 for number in range(20)}
+    began = time.process_time()
+    assert unsafe_links(links) == {}
+    assert time.process_time() - began < 5
+    monkeypatch.setattr(entries, "MAX_FOLLOWED", 50_000)
+    assert set(unsafe_links(links).values()) == {"leads too far round, as other links do"}
+    assert unsafe_links({b"l19": links[b"l19"]}) == {}
+
+
+def test_a_link_is_seen_at_a_path_as_long_as_can_be():
+    deep = b"/".join([b"x" * 255] * 14)
+    near = deep + b"/" + b"y" * (MAX_PATH_BYTES - len(deep) - 1)
+    assert unsafe_links({near: b"..", b"a": near + b"/.." * 13}) == {}
+    assert list(unsafe_links({near: b"..", b"a": near + b"/.." * 14})) == [b"a"]
+    assert unsafe_links({b"a": near + b"z" + b"/.." * 15}) == {}
+    assert list(unsafe_links({b"a": near + b"z" + b"/.." * 16})) == [b"a"]
 
 
 def test_names_are_shown_without_control_characters():

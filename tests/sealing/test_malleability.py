@@ -159,6 +159,7 @@ def _set(key, value):
         _set("payload_size", True),
         _set("index_size", 56),
         _set("created_at", "now"),
+        _set("created_at", "\u0662026-01-02T03:04:05.678Z"),
         _set("signer", "ed25519:AAAA"),
         _set("unknown", 1),
         lambda tree: tree.pop("id"),
