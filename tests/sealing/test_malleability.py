@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -159,7 +160,6 @@ def _set(key, value):
         _set("payload_size", True),
         _set("index_size", 56),
         _set("created_at", "now"),
-        _set("created_at", "\u0662026-01-02T03:04:05.678Z"),
         _set("signer", "ed25519:AAAA"),
         _set("unknown", 1),
         lambda tree: tree.pop("id"),
@@ -167,6 +167,13 @@ def _set(key, value):
 )
 def test_a_header_that_its_own_sealer_changed_later_is_refused(sealed, refuses, alice, change):
     refuses(_with_document(sealed[0], change, alice.signing_key))
+
+
+def test_a_time_is_in_ascii_digits(sealed, alice):
+    for time, good in (("2026-01-02T03:04:05.678Z", True), ("202\u0666-01-02T03:04:05.678Z", False)):
+        raw = _with_document(sealed[0], _set("created_at", time), alice.signing_key)
+        with contextlib.nullcontext() if good else pytest.raises(BundleError):
+            read_header(raw)
 
 
 def test_who_holds_the_data_key_cannot_replace_contents(place, sealed, refuses, alice, bob):
