@@ -4,8 +4,9 @@ Two of three cases are damaged inside: one layer (an entry, a line, the tar, the
 is signed and encrypted, so that the parsers inside are reached. Some of these are sound after all, hence two readers judge each: Sealrig's
 and the second implementation, which was written from ``docs/format.md``. They must agree, and what opens must be what the index says.
 The third is the golden bundle damaged from outside: each bit flipped once, in random order, then cuts, splices and fillings; it must be
-refused. Refusing is a ``BundleError``, or a ``LimitError`` for sizes that no reader would take; anything else, a case over two seconds of processor time, or 256 MiB more memory, ends the run with
-exit code 1. A case follows from the seed and its number alone: it is printed with both, and ``--case`` repeats it.
+refused. Refusing is a ``BundleError``, or a ``LimitError`` for sizes that no reader would take; anything else, a case over two seconds of
+processor time, or 256 MiB more memory, ends the run with exit code 1. A case follows from the seed and its number alone: it is printed with
+both, and ``--case`` repeats it.
 """
 
 from __future__ import annotations
