@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 _DEEP = "deep-d41d8cd98f00b204"
@@ -61,21 +63,26 @@ def _change(dice: random.Random, place: Any) -> None:  # noqa: ANN401  (JSON is 
     if change == 0:
         del place[dice.choice(keys)]
     elif change <= 2:
-        place[dice.choice(keys)] = dice.choice(_JUNK)
+        place[dice.choice(keys)] = _one_of(dice, _JUNK)
     elif change == 3:
         key = dice.choice(keys)
         place[key] = _near(dice, place[key])
     elif isinstance(place, dict):
         key = dice.choice(["x", "sparse", "target", "targetB64", "path", "pathB64", "size", "v", *map(str, keys)])
-        place[key] = dice.choice([*_JUNK, *place.values()])
+        place[key] = _one_of(dice, (*_JUNK, *place.values()))
     else:
-        place.append(dice.choice([*_JUNK, *place]))
+        place.append(_one_of(dice, (*_JUNK, *place)))
+
+
+def _one_of(dice: random.Random, values: Sequence[Any]) -> Any:  # noqa: ANN401  (JSON is dynamic)
+    # A copy: what is changed later must neither be the junk of the next case nor hold itself.
+    return copy.deepcopy(dice.choice(values))
 
 
 def _near(dice: random.Random, value: Any) -> Any:  # noqa: ANN401  (JSON is dynamic)
     """Return a value like ``value``: the next number, a text with a character changed."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        return dice.choice(_JUNK)
+        return _one_of(dice, _JUNK)
     if isinstance(value, int):
         return value + dice.choice((-512, -1, 1, 512))
     at = dice.randrange(len(value) + 1)

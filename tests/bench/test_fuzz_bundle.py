@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
 
 from bench.fuzz import bundle
 from bench.fuzz.bundle import Cases, fuzz
+from bench.fuzz.twist import twist
 from sandbox.sealing import entries, index, unpack
 
 SECONDS = 3.0
@@ -29,6 +31,13 @@ def test_damage_is_refused_and_both_readers_agree(capsys):
         assert f"{layer} refused" in shown.out
     assert "none accepted" in shown.out
     assert "entries accepted" in shown.out
+
+
+def test_twisting_leaves_nothing_behind_for_the_next_case():
+    def all_of(seeds):
+        return [twist(random.Random(seed), b'{"a":[[]],"b":{"c":1}}') for seed in seeds]
+
+    assert all_of(range(2000)) == all_of(reversed(range(2000)))[::-1]
 
 
 def test_the_seed_and_the_number_make_the_case():
