@@ -26,6 +26,8 @@ MAX_LINK_STEPS = 40
 MAX_FOLLOWED = 10_000_000
 """Parts of targets gone through for all symlinks of a bundle: a few for each, but links through links can multiply to hours."""
 MAX_SIZE = 2**50
+MAX_ENTRIES = 4_000_000
+"""In one bundle, for sealing and opening alike. Each takes about 200 bytes of memory while it is sealed, opened or shown."""
 _BILLION = 10**9
 _MTIME = re.compile(r"-?(?:0|[1-9]\d{0,11})\.\d{9}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")

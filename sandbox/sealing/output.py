@@ -37,7 +37,7 @@ class Output:
         self.size = 0
         """Where ``write`` goes on."""
         self._started = 0
-        self._temp = path.parent / f".{path.name[:200]}.{secrets.token_hex(8)}.part"
+        self._temp = path.parent / f".sealrig-{secrets.token_hex(8)}.part"  # a name of its own, so that a long one needs no cutting
         self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from attestation.signing import VerifyKey
-from sandbox.errors import InputError, LimitError, NotFoundError, WrongKeyError
+from sandbox.errors import BundleTamperedError, InputError, LimitError, NotFoundError, WrongKeyError
 from sandbox.sealing.algorithms import SEGMENT_BYTES, STREAM_HEADER_BYTES
 from sandbox.sealing.cache import CachedSource
-from sandbox.sealing.entries import Entry, Kind, shown
-from sandbox.sealing.format import MAX_HEADER_BYTES, Header, read_header
+from sandbox.sealing.entries import MAX_ENTRIES, Entry, Kind, shown
+from sandbox.sealing.format import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Header, read_header
 from sandbox.sealing.index import read_index
 from sandbox.sealing.keys import DataKey, Identity
 from sandbox.sealing.segments import SegmentCache
@@ -22,19 +24,23 @@ from sandbox.sealing.table import Table
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a bundle may hold when it is opened; nothing is written when it holds more. ``bytes`` counts the files' sizes."""
+    """How much a bundle may hold when it is opened; nothing is written when it holds more. ``bytes`` counts the files' sizes.
 
-    files: int = 1_000_000
-    bytes: int = 2**44
+    What can be sealed can be opened: without further limits these are the bounds of sealing.
+    """
+
+    files: int = MAX_ENTRIES
+    """Folders and links count, too."""
+    bytes: int = MAX_PAYLOAD_BYTES
 
     def check(self, files: int, size: int) -> None:
         """Raise ``LimitError`` when either number is above its bound."""
         if files > self.files:
             raise LimitError("the bundle holds too many files", rule="open-files", seen=f"{files} or more", wanted=f"≤ {self.files}",
-                             fix="raise the limit if you trust the bundle")  # fmt: skip
+                             fix="have it sealed in parts")  # fmt: skip
         if size > self.bytes:
             raise LimitError("the bundle holds too much", rule="open-bytes", seen=f"{size} bytes or more", wanted=f"≤ {self.bytes} bytes",
-                             fix="raise the limit if you trust the bundle")  # fmt: skip
+                             fix="have it sealed in parts, or opened where there is more room")  # fmt: skip
 
 
 def data_key(header: Header, identity: Identity) -> DataKey:
@@ -127,12 +133,14 @@ class BundleReader:
         """Return an iterator over the bytes ``start`` to ``end`` (not with it; None: the end) of a file, in pieces.
 
         Raises ``NotFoundError`` or ``InputError`` at once, and while iterating ``BundleTamperedError`` for a segment that does not verify.
+        A whole file is compared with the digest that its sealer signed: bytes that do not fit it end with that error, too.
         """
         entry = self.entry(path)
         stop = entry.size if end is None else min(end, entry.size)
         if start < 0 or (end is not None and end < start):
             raise InputError("not a range", rule="range", seen=f"{start}-{end}", wanted="0 ≤ start ≤ end", fix="correct the range")
-        return self.pieces(entry.offset + start, entry.offset + stop)
+        pieces = self.pieces(entry.offset + start, entry.offset + stop)
+        return pieces if (start, stop) != (0, entry.size) else _compared(pieces, entry)
 
     def segment(self, index: int) -> bytearray:
         """Return the plaintext of one segment, which is shared: look, do not touch. Raises ``BundleTamperedError``."""
@@ -174,3 +182,15 @@ class BundleReader:
             total += entry.size
             self._limits.check(len(found), total)
         return found
+
+
+def _compared(pieces: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
+    """Yield a file's bytes. Raises ``BundleTamperedError`` at the end unless they are the ones that its sealer signed."""
+    state = blake3()
+    for piece in pieces:
+        state.update(piece)
+        yield piece
+    if state.digest() != entry.digest:
+        raise BundleTamperedError("the bundle's contents are not what its sealer signed", rule="bundle-contents",
+                                  seen=f"other bytes in {entry.name}", wanted="the bytes that its sealer signed",
+                                  fix="get the bundle again from its source, and use nothing of this file")  # fmt: skip

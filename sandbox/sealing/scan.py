@@ -5,28 +5,33 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import time
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from sandbox.errors import InputError, LimitError, UnsafePathError
-from sandbox.sealing.entries import Entry, Kind, check_path, shown, unsafe_links
+from sandbox.sealing.entries import MAX_ENTRIES, Entry, Kind, check_path, shown, unsafe_links
 from sandbox.sealing.table import pack, path_of, unpack
 
-MAX_ENTRIES = 10_000_000
 _BLOCK = 512
 _SPARSE_FROM = 64 * 1024
 _STATE = struct.Struct("=QQqqq")
+_SETTLED_NS = 20_000_000
+"""Longer than the ticks by which the kernel dates changes: 4 ms, on some 10."""
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 
 
 class Scan:
     """Everything found, in bundle order, packed, for there may be millions; the names left out; the folder itself where one is sealed."""
 
-    def __init__(self, root: tuple[bytes, bytes] | None) -> None:
-        """Start empty. ``root`` is the one folder that is sealed and its state."""
-        self.root = root
+    def __init__(self) -> None:
+        """Start empty."""
+        self.root: tuple[bytes, bytes] | None = None
+        """The one folder that is sealed, if it is one, and its state."""
         self.skipped: list[str] = []
+        self.newest_ns = 0
+        """When the last change was that the file system told of, as it dates changes."""
         self._packed: list[bytes] = []
         self._bases: list[bytes] = []
 
@@ -85,8 +90,11 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
     Raises ``InputError``, ``LimitError`` or ``UnsafePathError``.
     """
     place = os.fsencode(sources[0]) if len(sources) == 1 and sources[0].is_dir() else None
-    seen = Scan((place, state_of(os.stat(place))) if place is not None else None)  # noqa: PTH116  (names are bytes here)
-    walker = _Walker(seen.skipped, lenient=lenient)
+    seen = Scan()
+    if place is not None:
+        status = os.stat(place)  # noqa: PTH116  (names are bytes here)
+        seen.root, seen.newest_ns = (place, state_of(status)), status.st_ctime_ns
+    walker = _Walker(seen, lenient=lenient)
     links: dict[bytes, bytes] = {}
     for entry, base, state in walker.folder(place) if place is not None else walker.several(sources):
         seen.append(entry, base, state)
@@ -119,27 +127,42 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
     return seen
 
 
+def settle(seen: Scan) -> None:
+    """Wait, 20 ms at most, until a change of anything in ``seen`` is sure to be dated otherwise than what was seen.
+
+    The kernel dates changes by a clock that stands still between its ticks. What was written just before the scan could be written again,
+    in the same tick and size, while it is read, and nothing would tell.
+    """
+    age = time.time_ns() - seen.newest_ns
+    if age < _SETTLED_NS:
+        time.sleep(min(_SETTLED_NS - age, _SETTLED_NS) / 1e9)
+
+
 def check_unchanged(seen: Scan) -> None:
     """Raise ``InputError`` if anything differs from what the scan saw."""
-    if seen.root is not None and state_of(os.stat(seen.root[0])) != seen.root[1]:  # noqa: PTH116  (a name of bytes)
-        raise changed(seen.root[0])
+    if seen.root is not None:
+        _compare(*seen.root, follow=True)
     for place, state in seen.places():
-        try:
-            status = os.lstat(place)
-        except OSError as error:
-            raise changed(place) from error
-        if state_of(status) != state:
-            raise changed(place)
+        _compare(place, state, follow=False)
+
+
+def _compare(place: bytes, state: bytes, *, follow: bool) -> None:
+    try:
+        status = os.stat(place, follow_symlinks=follow)  # noqa: PTH116  (a name of bytes)
+    except OSError as error:
+        raise changed(place) from error
+    if state_of(status) != state:
+        raise changed(place)
 
 
 _Found = tuple[Entry, bytes, bytes]
 
 
 class _Walker:
-    def __init__(self, skipped: list[str], *, lenient: bool) -> None:
+    def __init__(self, seen: Scan, *, lenient: bool) -> None:
         self._lenient = lenient
         self._inodes: dict[tuple[int, int], bytes] = {}
-        self._skipped = skipped
+        self._seen = seen
 
     def several(self, sources: Sequence[Path]) -> Iterator[_Found]:
         if not sources:
@@ -163,7 +186,7 @@ class _Walker:
         try:
             names = os.listdir(base + path)  # noqa: PTH208  (names are bytes)
         except OSError as error:
-            raise _unreadable(base + path, error) from error
+            raise unreadable(base + path, error) from error
         front = path + b"/" if path else b""
         return [front + name for name in sorted(names)]
 
@@ -176,14 +199,15 @@ class _Walker:
                 status = os.lstat(place)
                 target = os.readlink(place) if stat.S_ISLNK(status.st_mode) else b""  # noqa: PTH115  (a name of bytes)
             except OSError as error:
-                raise _unreadable(place, error) from error
+                raise unreadable(place, error) from error
             try:
                 entry = self._entry(check_path(path), status, target)
             except (InputError, UnsafePathError):
                 if not self._lenient:
                     raise
-                self._skipped.append(shown(path))
+                self._seen.skipped.append(shown(path))
                 continue
+            self._seen.newest_ns = max(self._seen.newest_ns, status.st_ctime_ns)
             yield entry, base, state_of(status)
             if entry.kind is Kind.DIR:
                 todo.extend(reversed(self._names(base, path)))
@@ -211,6 +235,7 @@ class _Walker:
         return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, sparse=sparse)
 
 
-def _unreadable(place: bytes, error: OSError) -> InputError:
+def unreadable(place: bytes, error: OSError) -> InputError:
+    """Return the error for something to be sealed that the system does not let us read."""
     return InputError(f"{shown(place)} cannot be read: {error.strerror}", rule="source", seen=error.strerror or "an error",
                       wanted="something readable", fix="check the name and its permissions")  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from sandbox.errors import BundleError
+from sandbox.errors import BundleError, InputError
 
 Span = tuple[int, int]
 """Where a piece starts, and its length."""
@@ -23,7 +23,7 @@ class Source(Protocol):
         ...
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes from ``offset``. Raises ``BundleError`` if there are fewer."""
+        """Return exactly ``length`` bytes from ``offset``. Raises ``BundleError`` if there are fewer, ``SealrigError`` if none come."""
         ...
 
 
@@ -38,8 +38,12 @@ class FileSource:
     """A file on this machine. Close it, or use it in a ``with`` statement."""
 
     def __init__(self, path: Path) -> None:
-        """Open ``path``. Raises ``OSError``."""
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        """Open ``path``. Raises ``InputError`` if it cannot be read."""
+        self._path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(path, error) from error
         self._size = os.fstat(self.fd).st_size
 
     def __enter__(self) -> Self:
@@ -60,19 +64,25 @@ class FileSource:
         return self._size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset``. Raises ``BundleError`` if the file is shorter."""
-        data = os.pread(self.fd, length, offset)
-        while len(data) < length:
-            more = os.pread(self.fd, length - len(data), offset + len(data))
-            if not more:
-                raise cut_short(offset + len(data), offset + length)
-            data += more
+        """Return ``length`` bytes from ``offset``. Raises ``BundleError`` if the file is shorter, ``InputError`` for a failing disk."""
+        try:
+            data = os.pread(self.fd, length, offset)
+            while len(data) < length:
+                more = os.pread(self.fd, length - len(data), offset + len(data))
+                if not more:
+                    raise cut_short(offset + len(data), offset + length)
+                data += more
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
         return data
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out`` from ``offset``. Raises ``BundleError`` if the file is shorter."""
+        """Fill ``out`` from ``offset``. Raises as ``read_at`` does."""
         while out:
-            count = os.preadv(self.fd, [out], offset)
+            try:
+                count = os.preadv(self.fd, [out], offset)
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
             if count == 0:
                 raise cut_short(offset, offset + len(out))
             out = out[count:]
@@ -100,6 +110,11 @@ class RangeSource:
         if len(data) != length:
             raise cut_short(offset + len(data), offset + length)
         return data
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be read: {error.strerror}", rule="bundle-file", seen=error.strerror or "an error",
+                      wanted="a readable file on a sound disk", fix="check the name, its permissions and the disk")  # fmt: skip
 
 
 def cut_short(seen: int, wanted: int) -> BundleError:

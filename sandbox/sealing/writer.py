@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,14 @@ from sandbox.sealing.index import end_line, write_index
 from sandbox.sealing.keys import DataKey, IdentityPublic
 from sandbox.sealing.output import Output, disk_error
 from sandbox.sealing.pipeline import Batch, Piece, Step, run
-from sandbox.sealing.scan import Scan, changed, check_unchanged, scan, state_of
+from sandbox.sealing.scan import Scan, changed, check_unchanged, scan, settle, state_of, unreadable
 from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
 
 _EMPTY = blake3().digest()
 _DIGEST = len(_EMPTY)
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
+"""How the file system says that a name leads to no file any more: nothing, a folder turned file, a symlink, a socket."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def seal(
     )
     key = DataKey.generate()
     raw, header = write_header(core, tuple(recipient.wrap(key.raw, core.wrap_info) for recipient in recipients), signer)
+    settle(seen)
     try:
         digest = _write(out, header, raw, seen, key, signer, progress)
     except OSError as error:
@@ -91,12 +95,18 @@ def _write(  # noqa: PLR0917  (what ``seal`` prepared)
 
 
 def _check_places(sources: Sequence[Path], out: Path) -> None:
-    if out.is_symlink() or out.exists():
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a folder", rule="output", seen="no folder", wanted="an existing folder", fix="make it first")
+    try:
+        out.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # such as a name that is too long: told now, not when all is sealed
+        raise disk_error(str(out), error) from error
+    else:
         raise InputError(
             f"{out} exists already", rule="output", seen="an existing file", wanted="a new name", fix="choose another name or remove it"
         )
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is not a folder", rule="output", seen="no folder", wanted="an existing folder", fix="make it first")
     folder = out.parent.resolve()
     for source in sources:
         if source.is_dir() and folder.is_relative_to(source.resolve()):
@@ -137,13 +147,15 @@ def _finished(seen: Scan, digests: memoryview) -> Iterator[Entry]:
 
 
 def _write_payload(stream: Stream, seen: Scan, output: Output, progress: Progress | None) -> memoryview:
-    reader = _TarReader(seen, stream.plain_size, progress)
+    reader = _TarReader(seen)
     hasher = _FileHasher(len(seen))
     start = output.size
 
     def read(batch: Batch) -> None:
         reader.fill(batch)
         hasher.update(batch)
+        if progress is not None:
+            progress(batch.plain_start + len(batch.plain), stream.plain_size)
 
     def encrypt(batch: Batch) -> None:
         stream.seal_segment(batch.index, batch.plain, batch.sealed)
@@ -189,12 +201,10 @@ class _FileHasher:
 
 
 class _TarReader:
-    """Fills batches with the tar of what was found, noticing any change."""
+    """Fills batches with the tar of what was found, noticing any change. Raises ``InputError``, which names what cannot be read."""
 
-    def __init__(self, seen: Scan, total: int, progress: Progress | None) -> None:
+    def __init__(self, seen: Scan) -> None:
         self._found = seen.found()
-        self._total = total
-        self._progress = progress
         self._number = -1
         self._pending = memoryview(b"")
         self._fd = -1
@@ -217,11 +227,12 @@ class _TarReader:
                 position = self._read(batch, position)
             else:
                 self._advance()
-        if self._progress is not None:
-            self._progress(batch.plain_start + len(plain), self._total)
 
     def _read(self, batch: Batch, position: int) -> int:
-        count = os.readv(self._fd, [batch.plain[position : position + self._left]])
+        try:
+            count = os.readv(self._fd, [batch.plain[position : position + self._left]])
+        except OSError as error:
+            raise unreadable(self._place, error) from error
         if count == 0:
             raise changed(self._place)
         first = self._left == self._entry.size
@@ -247,10 +258,14 @@ class _TarReader:
                 # Never through a symlink that was put there since, and never waiting for a pipe that was.
                 self._fd = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except OSError as error:
-                raise changed(self._place) from error
+                raise changed(self._place) if error.errno in _GONE else unreadable(self._place, error) from error
             self._check()
             self._left = self._entry.size
 
     def _check(self) -> None:
-        if state_of(os.fstat(self._fd)) != self._seen:
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise unreadable(self._place, error) from error
+        if state_of(status) != self._seen:
             raise changed(self._place)

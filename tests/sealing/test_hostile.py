@@ -6,7 +6,7 @@ import pytest
 from blake3 import blake3
 
 from sandbox.errors import BundleError, BundleTamperedError, LimitError, UnsafePathError
-from sandbox.sealing.bundle import Limits, open_bundle
+from sandbox.sealing.bundle import BundleReader, Limits, RangeSource, open_bundle
 from sandbox.sealing.entries import Entry, Kind
 from sandbox.sealing.format import new_core, write_header
 from sandbox.sealing.index import end_line, write_index
@@ -113,6 +113,17 @@ def test_a_tar_that_says_something_else_than_the_index(alice, refuses):
         refuses(bundle(alice, good, tar=changed))
     refuses(bundle(alice, [file(b"a", b"hello", digest=bytes(32))]), BundleTamperedError)
     refuses(bundle(alice, [file(b"a", b"", digest=bytes(32))]), BundleTamperedError)
+
+
+def test_a_whole_file_is_compared_with_its_digest_wherever_it_is_read(alice):
+    """Who holds the data key can make segments that verify; that they are the sealer's only the digest tells."""
+    raw = bundle(alice, [file(b"a", b"hello", digest=bytes(32)), file(b"b", b"", digest=bytes(32)), file(b"c", b"sound")])
+    reader = BundleReader(RangeSource(len(raw), lambda start, end: raw[start:end]), alice)
+    for whole in ((b"a",), (b"a", 0, 5), (b"a", 0, 99), (b"b",)):
+        with pytest.raises(BundleTamperedError, match="not what its sealer signed"):
+            list(reader.read(*whole))
+    assert b"".join(reader.read(b"a", 1, 5)) == b"ello"  # a part has no digest of its own
+    assert b"".join(reader.read(b"c")) == b"sound"
 
 
 def test_sizes_and_offsets_that_are_not_there(alice, refuses):

@@ -1,0 +1,155 @@
+"""What is sealed: how much of it, under which names, and what is said when it cannot be read or changes meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import pytest
+
+from sandbox.errors import InputError, LimitError
+from sandbox.sealing import scan, source, writer
+from sandbox.sealing.bundle import Limits, open_bundle, seal
+from sandbox.sealing.format import MAX_PAYLOAD_BYTES
+from tests.sealing.trees import names
+
+TICK = 0.02
+"""Seconds: longer than the kernel's clock for dates stands still."""
+
+
+def test_what_can_be_sealed_can_be_opened(tmp_path, monkeypatch, alice):
+    assert Limits() == Limits(files=scan.MAX_ENTRIES, bytes=MAX_PAYLOAD_BYTES)
+    (tmp_path / "src").mkdir()
+    for number in range(4):
+        (tmp_path / "src" / str(number)).touch()
+    monkeypatch.setattr(scan, "MAX_ENTRIES", 4)
+    seal([tmp_path / "src"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    open_bundle(tmp_path / "b", tmp_path / "out", key=alice, limits=Limits(files=4))
+    (tmp_path / "src" / "one more").touch()
+    with pytest.raises(LimitError, match="too many"):
+        seal([tmp_path / "src"], tmp_path / "c", recipients=[alice.public], signer=alice.signing_key)
+
+
+@pytest.mark.parametrize("name", ["ü" * 120, "x" * 255])
+def test_a_bundle_may_have_any_name_that_the_file_system_takes(tmp_path, alice, name):
+    (tmp_path / "f").write_bytes(b"x")
+    seal([tmp_path / "f"], tmp_path / name, recipients=[alice.public], signer=alice.signing_key)
+    assert names(tmp_path) == sorted(["f", name])
+
+
+def test_a_name_that_is_too_long_is_told_before_anything_is_read(tmp_path, alice):
+    (tmp_path / "f").write_bytes(b"x")
+    read = []
+    with pytest.raises(InputError, match="name too long"):
+        seal(
+            [tmp_path / "f"],
+            tmp_path / ("ü" * 128),
+            recipients=[alice.public],
+            signer=alice.signing_key,
+            progress=lambda *_: read.append(1),
+        )
+    assert read == []
+    assert names(tmp_path) == ["f"]
+
+
+class Os:
+    """The module ``os`` with another function in it."""
+
+    def __init__(self, name, function):
+        self._name, self._function = name, function
+
+    def __getattr__(self, name):
+        return self._function if name == self._name else getattr(os, name)
+
+
+def _failing(number):
+    def fail(*_args, **_named):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "said"),
+    [
+        ("readv", errno.EIO, "f cannot be read: Input/output error"),
+        ("fstat", errno.ESTALE, "f cannot be read: Stale file handle"),
+        ("open", errno.EACCES, "f cannot be read: Permission denied"),
+        ("open", errno.EMFILE, "f cannot be read: Too many open files"),
+        ("open", errno.ENOENT, "f changed while it was sealed"),
+        ("open", errno.ELOOP, "f changed while it was sealed"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named_and_not_the_disk_that_is_written(tmp_path, monkeypatch, alice, call, number, said):  # noqa: PLR0917
+    (tmp_path / "f").write_bytes(b"x" * 3000)
+    monkeypatch.setattr(writer, "os", Os(call, _failing(number)))
+    with pytest.raises(InputError, match=said) as caught:
+        seal([tmp_path / "f"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    assert caught.value.details["rule"] in {"source", "source-changed"}
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_source_folder_that_went_away_is_named(tmp_path, alice):
+    source_folder = tmp_path / "src"
+    source_folder.mkdir()
+    (source_folder / "f").write_bytes(b"x")
+    with pytest.raises(InputError, match="src changed while it was sealed"):
+        seal([source_folder], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key,
+             progress=lambda *_: source_folder.rename(tmp_path / "elsewhere"))  # fmt: skip
+    assert names(tmp_path) == ["elsewhere"]
+
+
+@pytest.mark.parametrize("call", ["pread", "preadv"])
+def test_a_bundle_that_cannot_be_read_is_named_and_not_the_disk_that_is_written(tmp_path, monkeypatch, alice, call):
+    (tmp_path / "f").write_bytes(b"x" * 3000)
+    seal([tmp_path / "f"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    monkeypatch.setattr(source, "os", Os(call, _failing(errno.EIO)))
+    with pytest.raises(InputError, match="b cannot be read: Input/output error") as caught:
+        open_bundle(tmp_path / "b", tmp_path / "out", key=alice)
+    assert caught.value.details["rule"] == "bundle-file"
+    assert names(tmp_path) == ["b", "f"]
+
+
+@pytest.fixture
+def ages(monkeypatch):
+    """How old, in seconds, the last change of each file was when it was opened to be sealed."""
+    found = []
+
+    def opened(place, flags, *rest, **named):
+        fd = os.open(place, flags, *rest, **named)
+        found.append(time.time() - os.fstat(fd).st_ctime_ns / 1e9)
+        return fd
+
+    monkeypatch.setattr(writer, "os", Os("open", opened))
+    return found
+
+
+def test_what_was_just_written_is_read_when_a_further_change_would_be_dated_later(tmp_path, alice, ages):
+    (tmp_path / "f").write_bytes(b"x")
+    seal([tmp_path / "f"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    assert len(ages) == 1
+    assert ages[0] >= TICK
+
+
+def test_a_name_that_was_just_made_counts_too(tmp_path, alice, ages):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "f").write_bytes(b"x")
+    time.sleep(2 * TICK)
+    (tmp_path / "src").chmod(0o700)
+    changed_at = (tmp_path / "src").stat().st_ctime_ns / 1e9
+    seal([tmp_path / "src"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    opened_at = (tmp_path / "src" / "f").stat().st_ctime_ns / 1e9 + ages[0]
+    assert opened_at - changed_at >= TICK
+
+
+@pytest.mark.parametrize(("now", "slept"), [(0, [TICK]), (10**9, []), (-(10**9), [TICK]), (15 * 10**6, [0.005])])
+def test_sealing_waits_for_the_next_tick_at_most_and_not_at_all_for_what_is_old(tmp_path, monkeypatch, now, slept):
+    """A clock that was set back must not make it wait for the time to come."""
+    (tmp_path / "f").write_bytes(b"x")
+    found = scan.scan([tmp_path / "f"])
+    waits = []
+    monkeypatch.setattr(scan.time, "time_ns", lambda: found.newest_ns + now)
+    monkeypatch.setattr(scan.time, "sleep", waits.append)
+    scan.settle(found)
+    assert waits == pytest.approx(slept)
