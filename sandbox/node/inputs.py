@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandbox.errors import BundleTamperedError, InputError, LimitError, ServerError
+from sandbox.errors import BundleTamperedError, InputError, ServerError
 from sandbox.lifecycle import Outcome
 from sandbox.model import is_bundle_digest
 from sandbox.node.inbox import Ended
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sandbox.sealing.keys import DataKey
 
 _TRIES = 2
+_NO_ROOM = {"open-bytes", "open-room"}
+"""The rules by which ``open_bundle`` refuses a bundle that is too large for where it should go."""
 
 
 def cached(cache: Path, digest: str) -> Path:
@@ -123,17 +125,23 @@ def prune(cache: Path, limit: int, keep: set[str]) -> None:
 def open_input(cache: Path, place: Path, digest: str, key: DataKey, *, budget: int) -> None:
     """Open one input into ``place`` in scratch, for the container's user. ``budget`` is the scratch's size in bytes.
 
-    Raises ``Ended`` with the disk limit when it does not fit, and ``BundleError`` and its kinds for a bundle that is not sound.
+    Raises ``Ended`` with the disk limit when it does not fit, ``BundleError`` and its kinds for a bundle that is not sound, ``LimitError``
+    for one of too many files, and ``InputError`` when a disk of the node fails.
     """
     place.mkdir(mode=0o700)
     try:
-        open_bundle(cached(cache, digest), place, key=key, limits=Limits(bytes=budget))
-    except (LimitError, InputError) as error:
+        # Scratch does not outlive a power cut: there is nothing to make durable.
+        open_bundle(cached(cache, digest), place, key=key, limits=Limits(bytes=budget), durable=False)
+    except InputError as error:
+        if not _is_too_large(error):
+            raise
         raise Ended(
             Verdict(Outcome.DISK_LIMIT, None, "scratch", f"input {digest} does not fit into the job's scratch: {error.message}")
         ) from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise Ended(Verdict(Outcome.DISK_LIMIT, None, "scratch", f"input {digest} does not fit into the job's scratch")) from error
     hand_over(place)
+
+
+def _is_too_large(error: InputError) -> bool:
+    """Say whether a bundle was not opened because its bytes, or the blocks and names for them, found no room."""
+    cause = error.__cause__
+    return error.details.get("rule") in _NO_ROOM or (isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT})

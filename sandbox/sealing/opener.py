@@ -42,43 +42,35 @@ def open_bundle(
     limits: Limits | None = None,
     signers: Collection[VerifyKey] | None = None,
     progress: Progress | None = None,
+    durable: bool = True,
 ) -> OpenResult:
     """Unpack a bundle into ``dest``, a new or empty folder, byte for byte with modes, times and links.
 
-    Everything is written to a private folder first and moved when all of it is verified; on any error ``dest`` is as before.
-    Raises ``BundleError`` and its kinds, ``LimitError``, ``InputError`` (``dest`` is not empty, no such file, a full disk).
+    Everything is written to a private folder first and moved when all of it is verified; on any error ``dest`` is as before. It is durable
+    before it is moved, so that even after a power cut nothing but verified bytes stands in ``dest``; ``durable`` False leaves that out, for
+    a ``dest`` that goes with the power anyway.
+
+    Raises ``BundleError`` and its kinds, ``LimitError``, ``InputError`` (``dest`` is not empty, an unreadable file, a full disk).
     """
-    try:
-        source = FileSource(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", rule="bundle-file", seen=error.strerror or "an error",
-                         wanted="a readable file", fix="check the name and its permissions") from error  # fmt: skip
-    try:
-        return _open(source, dest, key, limits, signers, progress)
-    except OSError as error:
-        raise disk_error(str(dest), error) from error
-
-
-def _open(  # noqa: PLR0917  (the arguments of ``open_bundle``, in its order)
-    source: FileSource,
-    dest: Path,
-    key: DataKey | Identity,
-    limits: Limits | None,
-    signers: Collection[VerifyKey] | None,
-    progress: Progress | None,
-) -> OpenResult:
-    with source:
+    with FileSource(path) as source:
         reader = BundleReader(source, key, signers=signers, limits=limits)
         files = size = needed = 0
         for entry in reader.entries().values():
             files += entry.kind is Kind.FILE
             size += entry.size
             needed += 0 if entry.sparse else entry.size
-        with Staging(dest) as staging:
-            room = os.fstatvfs(staging.fd)
-            if room.f_bavail * room.f_frsize < needed:
-                raise InputError(f"{dest} has no room for the bundle", rule="open-room", seen=f"{room.f_bavail * room.f_frsize} bytes free",
-                                 wanted=f"{needed} bytes", fix="free space or choose another folder")  # fmt: skip
-            unpack(source, reader, staging.fd, progress)
-            staging.publish()
+        try:
+            _unpack(source, reader, dest, needed, progress, durable=durable)
+        except OSError as error:
+            raise disk_error(str(dest), error) from error
     return OpenResult(files, size, reader.header)
+
+
+def _unpack(source: FileSource, reader: BundleReader, dest: Path, needed: int, progress: Progress | None, *, durable: bool) -> None:
+    with Staging(dest) as staging:
+        room = os.fstatvfs(staging.fd)
+        if room.f_bavail * room.f_frsize < needed:
+            raise InputError(f"{dest} has no room for the bundle", rule="open-room", seen=f"{room.f_bavail * room.f_frsize} bytes free",
+                             wanted=f"{needed} bytes", fix="free space or choose another folder")  # fmt: skip
+        unpack(source, reader, staging.fd, progress)
+        staging.publish(durable=durable)

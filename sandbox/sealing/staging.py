@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import shutil
@@ -47,17 +48,32 @@ class Staging:
         if kind is not None:
             _remove(self._path)
 
-    def publish(self) -> None:
-        """Move the contents to the destination, all of them or, on an error, none."""
+    def publish(self, *, durable: bool) -> None:
+        """Move the contents to the destination, all of them or, on an error, none; if ``durable``, they are before they are moved."""
         if not self._inside:
             self._path.chmod(0o777 & ~_umask())
-            self._path.rename(self._dest)
+        if durable:
+            _sync_contents(self.fd)
+        if self._inside:
+            self._move_each(durable=durable)
             return
+        self._path.rename(self._dest)
+        try:
+            if durable:
+                _sync_names(self._dest.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._dest.rename(self._path)
+            raise
+
+    def _move_each(self, *, durable: bool) -> None:
         moved: list[str] = []
         try:
             for name in sorted(path.name for path in self._path.iterdir()):
                 os.rename(name, self._dest / name, src_dir_fd=self.fd)
                 moved.append(name)
+            if durable:
+                _sync_names(self._dest)
             self._path.rmdir()
         except BaseException:
             for name in moved:
@@ -73,6 +89,24 @@ def _remove(path: Path) -> None:
             if not (Path(place) / name).is_symlink():
                 (Path(place) / name).chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync_contents(folder: int) -> None:
+    """Make everything on the file system of an open folder durable: one call instead of one a file, which would cost a disk seconds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "syncfs"):  # not Linux
+        os.sync()
+    elif libc.syncfs(folder) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _sync_names(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _umask() -> int:

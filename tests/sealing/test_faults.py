@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +60,43 @@ def test_sealing_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
         assert names(place) == ["src"], (name, at)
 
 
-@pytest.mark.parametrize("name", ["open", "pwrite", "mkdir", "symlink", "link", "utime", "fchmod", "ftruncate", "fstatvfs", "rename"])
+def _failing_path(monkeypatch, name, at):
+    """Make the ``at``-th call of ``Path.name`` fail for want of room. Returns the count of calls."""
+    calls = []
+    true = getattr(Path, name)
+
+    def call(path, *args, **kwargs):
+        calls.append(name)
+        if len(calls) == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return true(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, name, call)
+    return calls
+
+
+def _failing_syncfs(monkeypatch, at):
+    """Make the ``at``-th call of ``syncfs`` fail for want of room. Returns the count of calls."""
+    calls = []
+
+    class Libc:
+        @staticmethod
+        def syncfs(_fd):
+            calls.append("syncfs")
+            ctypes.set_errno(errno.ENOSPC)
+            return -(len(calls) == at)
+
+    monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_args, **_named: Libc)
+    return calls
+
+
+OPENING = ["open", "pwrite", "mkdir", "symlink", "link", "utime", "fchmod", "ftruncate", "fstatvfs", "rename", "fsync", "syncfs",
+           "Path.mkdir", "Path.rename", "Path.rmdir", "Path.chmod", "Path.iterdir"]  # fmt: skip
+INSIDE_ONLY = {"rename", "Path.rmdir"}
+OUTSIDE_ONLY = {"Path.rename", "Path.chmod"}
+
+
+@pytest.mark.parametrize("name", OPENING)
 def test_opening_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name):
     seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
     for inside in (False, True):
@@ -68,17 +106,93 @@ def test_opening_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
         before = names(place)
         for at in range(1, 200):
             with monkeypatch.context() as patch:
-                calls = _failing(patch, [opener, staging, unpack], name, at)
+                if name == "syncfs":
+                    calls = _failing_syncfs(patch, at)
+                elif name.startswith("Path."):
+                    calls = _failing_path(patch, name.removeprefix("Path."), at)
+                else:
+                    calls = _failing(patch, [opener, staging, unpack], name, at)
                 try:
                     open_bundle(place / "b", dest, key=alice)
                 except InputError as error:
                     assert "No space left" in error.message  # noqa: PT017  (all calls are walked until one is not reached)
                 else:
                     assert len(calls) < at
+                    assert at > 1 or name in (OUTSIDE_ONLY if inside else INSIDE_ONLY | {"Path.iterdir"})
                     break
             assert names(place) == before, (name, at)
             if inside:
                 assert names(dest) == []
+
+
+def _told(monkeypatch, told, owner, name, text):
+    real = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        told.append(text(*args))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def _file(fd):
+    path = Path(f"/proc/self/fd/{fd}").readlink()
+    return "staging" if path.name.endswith(".part") else path.name
+
+
+def test_a_sealed_file_is_durable_before_it_has_its_name_and_the_name_before_it_is_told(place, monkeypatch, alice):
+    told = []
+    _told(monkeypatch, told, os, "fsync", lambda fd: f"sync {_file(fd)}")
+    _told(monkeypatch, told, os, "link", lambda _old, new: f"name {Path(new).name}")
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    assert told == ["sync staging", "name b", f"sync {place.name}"]
+
+
+def test_a_file_system_without_hard_links_takes_a_bundle_too_and_keeps_nothing_of_a_failure(place, monkeypatch, alice):
+    def refuse(*_args):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with monkeypatch.context() as patch:
+        _failing_path(patch, "rename", 1)
+        with pytest.raises(InputError, match="No space left"):
+            seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    assert names(place) == ["src"]
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    assert names(place) == ["b", "src"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("durable", [True, False])
+def test_opened_files_are_durable_before_they_have_their_names(place, monkeypatch, alice, inside, durable):
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    dest = place / "out"
+    if inside:
+        dest.mkdir()
+    told = []
+    libc = ctypes.CDLL(None)
+
+    class Libc:
+        @staticmethod
+        def syncfs(fd):
+            told.append(f"sync all of {_file(fd)}")
+            return libc.syncfs(fd)
+
+    monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_args, **_named: Libc)
+    _told(monkeypatch, told, os, "fsync", lambda fd: f"sync {_file(fd)}")
+    _told(monkeypatch, told, os, "rename", lambda _old, new: f"name {Path(new).name}")
+    open_bundle(place / "b", dest, key=alice, durable=durable)
+    named = [f"name {name}" for name in names(dest)] if inside else ["name out"]
+    assert told == (["sync all of staging", *named, f"sync {dest.name if inside else place.name}"] if durable else named)
+
+
+def test_where_there_is_no_call_for_one_file_system_all_are_made_durable(place, monkeypatch, alice):
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    told = []
+    monkeypatch.setattr(staging.ctypes, "CDLL", lambda *_args, **_named: object())
+    monkeypatch.setattr(os, "sync", lambda: told.append("sync"))
+    open_bundle(place / "b", place / "out", key=alice)
+    assert told == ["sync"]
 
 
 def test_a_small_disk_is_noticed_before_anything_is_written(place, monkeypatch, alice):
