@@ -15,6 +15,7 @@ import typer
 from sandbox.cli.console import console, counted
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, identity
 from sandbox.cli.stored import Stored, StoredArgument, find, mountable, opened
+from sandbox.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,6 @@ def mount(
     server: ServerOption = None,
 ) -> None:
     """Show a bundle's files in DIR, decrypted as they are read, until Ctrl-C. A part that does not verify reads as an error."""
-    from sandbox.errors import InputError
     from sandbox.sealing.bundle import BundleReader, data_key
     from sandbox.sealing.mount import Mount, Spare
 
@@ -79,4 +79,7 @@ def _show(place: Path | Stored, folder: Path, start: Callable[[Path | Remote, Pa
             for problem in mounted.problems[told:]:
                 out.warn(f"{problem.get('path', place)}: {problem.get('message', 'a read failed')}")
                 told += 1
+        if not ended.is_set() and (how := mounted.crash()):
+            raise InputError(f"{folder} is no view any more: {how}", rule="mount", seen=how, wanted="a view until it is unmounted",
+                             fix="mount it again; if it ends again, open the bundle instead")  # fmt: skip
     out.say(f"unmounted {folder}")

@@ -172,6 +172,10 @@ class Mount:
         if is_mounted(self.folder):
             raise InputError(f"{self.folder} is still mounted", rule="mount", seen="a mount", wanted="none", fix=f"umount {self.folder}")
 
+    def crash(self) -> str:
+        """Say how the server ended by itself; empty while it runs, and where somebody unmounted it."""
+        return "" if self.process.poll() in {None, 0} else _end_of(self.process)
+
     def _begin(self, order: dict[str, Any]) -> dict[str, Any]:
         if self.process.stdin is None:
             return {}

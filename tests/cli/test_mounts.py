@@ -43,6 +43,43 @@ def test_a_mount_shows_the_files_until_it_is_ended(person, tmp_path, number):
     assert list((tmp_path / "mnt").iterdir()) == []
 
 
+def _started(person, tmp_path):
+    mounting = person.spawn("mount", "mount", tmp_path / "x.sealed", tmp_path / "mnt")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "mnt" / "weights.bin").exists():
+        assert mounting.running, mounting.text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return mounting
+
+
+def _viewers(mounting):
+    found = subprocess.run(["ps", "--ppid", str(mounting.process.pid), "-o", "pid="], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+def test_a_view_that_ends_by_itself_is_a_failure_and_is_unmounted(person, tmp_path):
+    mounting = _started(person, tmp_path)
+    try:
+        for viewer in _viewers(mounting):
+            os.kill(viewer, signal.SIGKILL)
+        assert mounting.process.wait(60) == 1, mounting.text()
+    finally:
+        mounting.stop()
+    assert "SIGKILL" in mounting.text()
+    assert str(tmp_path / "mnt") not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_view_that_somebody_unmounts_is_no_failure(person, tmp_path):
+    mounting = _started(person, tmp_path)
+    try:
+        tool = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+        subprocess.run([*tool, str(tmp_path / "mnt")], check=True)
+        assert mounting.process.wait(60) == 0, mounting.text()
+    finally:
+        mounting.stop()
+
+
 def test_a_folder_with_something_in_it_and_another_identity_are_refused(person, tmp_path):
     full = person.run("mount", tmp_path / "x.sealed", tmp_path / "src", "--json")
     assert (full.code, full.error["details"]["rule"]) == (1, "mount-folder")
