@@ -7,20 +7,26 @@ The standard library's client, because a view must be there within a tenth of a 
 from __future__ import annotations
 
 import http.client
+import io
 import os
 import re
+import socket
 import ssl
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sandbox.errors import AccessError, BundleError, NotFoundError, SealrigError, ServerError
 from sandbox.sealing.format import MAX_HEADER_BYTES
 from sandbox.sealing.source import cut_short
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 SOCKET_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
-"""The longest that one range may take, however slowly its bytes drip."""
+"""The longest that one answer may take, headers included, however slowly its bytes drip."""
 MAX_IDLE = 8
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
@@ -31,6 +37,37 @@ _SPAN = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 class _BusyError(Exception):
     """The server asks to try again."""
+
+
+class _Timely(io.RawIOBase):
+    """What a socket receives until ``ANSWER_SECONDS`` have passed since this was made; a socket's own time limit is for each piece anew."""
+
+    def __init__(self, received: io.RawIOBase, sock: socket.socket) -> None:
+        self._received, self._sock = received, sock
+        self._until = time.monotonic() + ANSWER_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer takes too long")
+        if left < SOCKET_SECONDS:
+            self._sock.settimeout(left)
+        return self._received.readinto(buffer)
+
+    def close(self) -> None:
+        self._received.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that is bounded in all, not only for each piece that is received."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:  # noqa: ANN401  (the base class's own)
+        super().__init__(sock, *args, **named)
+        self.fp = io.BufferedReader(_Timely(self.fp.detach(), sock))
 
 
 class HttpSource:
@@ -111,7 +148,8 @@ class HttpSource:
             "Range": f"bytes={start}-{end - 1}", "If-Range": self._etag, "Accept-Encoding": "identity", "User-Agent": "sealrig-view",
             "Authorization": f"Bearer {self._token}",
         }  # fmt: skip
-        until = time.monotonic() + ANSWER_SECONDS
+        if connection.sock is not None:
+            connection.sock.settimeout(SOCKET_SECONDS)  # the last answer may have left it with less
         connection.request("GET", self._path, headers=headers)
         answer = connection.getresponse()
         if answer.status in _RETRIED:
@@ -131,7 +169,7 @@ class HttpSource:
         pieces, left = [], last - start
         while left:
             piece = answer.read(min(_PIECE, left))
-            if not piece or time.monotonic() > until:
+            if not piece:
                 raise http.client.IncompleteRead(b"", left)
             pieces.append(piece)
             left -= len(piece)
@@ -145,9 +183,13 @@ class HttpSource:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        if self._tls is not None:
-            return http.client.HTTPSConnection(self._host, self._port, timeout=SOCKET_SECONDS, context=self._tls)
-        return http.client.HTTPConnection(self._host, self._port, timeout=SOCKET_SECONDS)
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=SOCKET_SECONDS)
+            if self._tls is None
+            else http.client.HTTPSConnection(self._host, self._port, timeout=SOCKET_SECONDS, context=self._tls)
+        )
+        connection.response_class = _Answer
+        return connection
 
     def _give_back(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,6 +70,9 @@ class Ranged:
             self._send(request, int(self.trouble), b"{}", {})
             return
         first, last = (int(part) for part in request.headers["Range"].removeprefix("bytes=").split("-"))
+        if self.trouble.startswith("drip"):
+            self._drip(request, self.trouble)
+            return
         data = self.raw[first : last + 1]
         self.asked.append((first, len(data)))
         span = f"bytes {first}-{first + len(data) - 1}/{len(self.raw)}"
@@ -82,14 +86,26 @@ class Ranged:
         etag = '"other"' if self.trouble == "other etag" else self.etag
         self._send(request, 206, data, {"Content-Range": span, "ETag": etag}, cut=cut)
 
+    def _drip(self, request: BaseHTTPRequestHandler, what: str) -> None:
+        """Send a byte now and then, of a header or of the bundle, for ever as it seems to a client."""
+        first, last = (int(part) for part in request.headers["Range"].removeprefix("bytes=").split("-"))
+        request.wfile.write(b"HTTP/1.1 206 Partial Content\r\nX-More: ")
+        if what == "drip body":
+            span = f"bytes {first}-{last}/{len(self.raw)}"
+            request.wfile.write(f"\r\nContent-Range: {span}\r\nETag: {self.etag}\r\nContent-Length: {last - first + 1}\r\n\r\n".encode())
+        while self.trouble == what:
+            request.wfile.write(b"x")
+            time.sleep(0.02)
+        request.close_connection = True
+
     def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         request.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             request.send_header(name, value)
         request.end_headers()
-        request.wfile.write(body[:cut])
         if status == 206:
-            self.sent += len(body[:cut])
+            self.sent += len(body[:cut])  # before: a client that has all of it may ask at once how much that was
+        request.wfile.write(body[:cut])
         if cut is not None and cut < len(body):
             request.close_connection = True
 

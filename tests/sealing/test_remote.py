@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from sandbox.errors import AccessError, BundleError, BundleTamperedError, NotFoundError, ServerError
+from sandbox.sealing import remote
 from sandbox.sealing.algorithms import SEGMENT_BYTES
 from sandbox.sealing.bundle import BundleReader, data_key, read_header, seal
 from sandbox.sealing.cache import CachedSource
@@ -94,6 +95,35 @@ def test_what_may_pass_is_tried_again_for_a_bounded_time(server, opened, sealed,
     assert len(server.asked) - before <= 2  # asked once more, and once because a connection may have been an old one
     server.trouble = ""
     assert source.read_at(100_000, 50_000) == sealed[0][100_000:150_000]
+
+
+@pytest.mark.parametrize("trouble", ["drip headers", "drip body"])
+def test_an_answer_that_drips_costs_a_bounded_time(server, opened, sealed, monkeypatch, trouble):
+    source = opened(patience=0)
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.4)
+    server.trouble = trouble
+    start = time.monotonic()
+    with pytest.raises(ServerError):
+        source.read_at(100_000, 50_000)
+    assert 0.4 < time.monotonic() - start < 5
+    server.trouble = ""
+    assert source.read_at(100_000, 50_000) == sealed[0][100_000:150_000]
+
+
+def test_a_connection_that_was_nearly_too_slow_is_used_again_with_all_its_time(server, opened, monkeypatch):
+    source = opened(patience=0)
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", remote.SOCKET_SECONDS / 10)
+    source.read_at(100_000, 10)
+    (connection,) = source._idle
+    assert connection.sock.gettimeout() < remote.SOCKET_SECONDS
+    monkeypatch.undo()
+    limits = []
+    request = connection.request
+    monkeypatch.setattr(
+        connection, "request", lambda *args, **named: (limits.append(connection.sock.gettimeout()), request(*args, **named))
+    )
+    source.read_at(200_000, 10)
+    assert limits == [remote.SOCKET_SECONDS]
 
 
 def test_a_server_that_was_started_anew_is_found_again(server, opened, sealed):
