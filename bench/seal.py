@@ -120,12 +120,13 @@ def bench_range(bench: Bench, sealed: Path) -> Row:
 
 
 def bench_memory(bench: Bench) -> list[Row]:
-    """Return the peak memory of fresh processes that seal and open one large file, and very many small ones."""
+    """Return the peak memory of fresh processes that seal and open one large file, and very many small ones; all come back as they were."""
     many = tree(bench.folder / "many", MANY_FILES)
     rows = []
     for what, source in ((f"{bench.size // 2**20} MiB", bench.data), (f"{MANY_FILES} files", many)):
         out, folder = bench.folder / "memory", bench.folder / "memory-opened"
         done = subprocess.run([sys.executable, "-c", _MEASURE, source, out, folder], check=True, capture_output=True, text=True)
+        sh("diff", "-r", source, folder / source.name if source.is_file() else folder)
         out.unlink()
         shutil.rmtree(folder)
         rows.append(Row(f"peak memory, seal and open {what}", int(done.stdout) / 1024, "MiB", at_most=MEMORY_GOAL_MIB))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -172,6 +174,21 @@ def test_progress_shows_amount_and_rate_on_a_terminal_and_one_bar_after_the_othe
     assert text.index("hashing") < text.index("uploading")
     assert "100%" in text
     assert "2.0/2.0 KiB" in text
+
+
+def test_progress_shows_the_rate_and_the_time_left(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    seconds = itertools.count()
+    monkeypatch.setattr("rich.console.monotonic", lambda: float(next(seconds)))
+    with Console().progress("uploading") as uploading:
+        for done in range(1, 6):
+            uploading(done * 2**20, 100 * 2**20)
+    last = screen.getvalue().rpartition("uploading")[2]
+    assert re.search(r"\d+(\.\d+)? [kMG]B/s", last), last
+    assert re.search(r"\d\d:\d\d", last), last
 
 
 def test_what_a_command_opened_is_closed_however_it_ends():

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from attestation.signing import Envelope, b64decode
 from sandbox.cli.demo.leftovers import loops_below, mounts_below
+from sandbox.node import views
 from sandbox.node.engine import DEFAULT_SOCKET, Engine
 
 pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.slow]
@@ -67,6 +69,10 @@ def test_demo_plays_the_main_job(tmp_path):
         check=False,
     )
     assert json.loads(verified.stdout)["ok"] is True
+    if views.available():  # the job asks for its weights on demand; without FUSE they would be copied, and nothing would tell
+        steps = {item["step"]: item["ok"] for item in _wiped(receipt)["steps"]}
+        assert steps["view-pages"] is True
+        assert steps["views"] is True
     # What remains is what was printed: no key, no sealed bundle, no plaintext but the opened result.
     folder = receipt.parent
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
@@ -76,6 +82,12 @@ def test_demo_plays_the_main_job(tmp_path):
     ]
     assert (mounts_below(tmp_path), loops_below(tmp_path), processes_naming(tmp_path)) == ([], [], [])
     assert all_containers() <= before
+
+
+def _wiped(receipt):
+    """Return the wipe report in a receipt."""
+    envelope = Envelope.from_bytes(b64decode(json.loads(receipt.read_bytes())["documents"]["wipe"]["data"]))
+    return json.loads(envelope.payload)
 
 
 def first_second_after(text):

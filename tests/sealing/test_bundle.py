@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from sandbox.errors import BundleError, BundleTamperedError, InputError, LimitError, NotFoundError, UnsafePathError, WrongKeyError
+from sandbox.sealing.algorithms import SEGMENT_BYTES
 from sandbox.sealing.bundle import BundleReader, FileSource, Limits, RangeSource, bundle_digest, data_key, open_bundle, read_header, seal
 from sandbox.sealing.keys import Identity
 from tests.sealing.trees import describe, make_tree, names
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder in RAM where there is one: thousands of files would keep a disk busy for long."""
+    ram = Path("/dev/shm")
+    if not os.access(ram, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(prefix="sealrig-test-", dir=ram) as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +42,20 @@ def test_a_tree_comes_back_byte_for_byte(sealed, tmp_path, alice):
     assert result.header.signer == alice.signing_key.public
     assert (tmp_path / "out" / "sparse").stat().st_blocks * 512 < 1024 * 1024
     assert names(tmp_path) == ["out"]
+
+
+def test_files_whose_index_takes_several_segments_come_back(folder, alice):
+    source = folder / "src"
+    for number in range(6_000):
+        place = source / f"{number // 500:03d}"
+        if number % 500 == 0:
+            place.mkdir(parents=True)
+        (place / f"{number:06d}-{'x' * 60}").write_bytes(b"%d" % number * (number % 5))
+    result = seal([source], folder / "b", recipients=[alice.public], signer=alice.signing_key)
+    with FileSource(folder / "b") as sealed:
+        assert read_header(sealed.read_at(0, 65536)).index_size > SEGMENT_BYTES
+    assert open_bundle(folder / "b", folder / "out", key=alice).files == result.files == 6_000
+    assert describe(folder / "out") == describe(source)
 
 
 def test_digest_and_size_are_those_of_the_file(sealed):

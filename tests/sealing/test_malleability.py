@@ -89,6 +89,16 @@ def test_every_kind_of_truncation_and_every_trailing_byte_is_refused(sealed, ref
         refuses(raw + extra)
 
 
+def test_a_bundle_of_any_shorter_length_is_refused(place, sealed, alice):
+    assert sealed
+    seal([place / "src0" / "d" / "f"], place / "shorter", recipients=[alice.public], signer=alice.signing_key)
+    raw = (place / "shorter").read_bytes()
+    read_all(raw, alice)
+    for length in range(len(raw)):
+        with pytest.raises(BundleError):
+            read_all(raw[:length], alice)
+
+
 def test_segments_cannot_be_reordered_repeated_or_dropped(sealed, refuses):
     raw = sealed[2]
     header = read_header(raw)
