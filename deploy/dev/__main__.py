@@ -23,7 +23,7 @@ USAGE = """usage: ./dev COMMAND
   demo [--keep DIR] [--json]   set up, then play the main job on this machine, all ten steps
   test [PYTEST OPTIONS]        set up, then run every test that needs no GPU, with coverage
   lint                         ruff, mypy, import contracts
-  bench [NAME] [--json]        measure against named peers: seal lazy lease audit wipe api
+  bench [NAME] [--json]        measure against named peers: seal lazy lease audit receipt wipe leak api
   fmt                          format and mend what can be mended
   up                           control plane and one node, in the foreground
   vm [SYSTEM] WORDS            the demo or chosen tests in a virtual machine with a Debian of its own; says more without WORDS
