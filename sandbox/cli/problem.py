@@ -38,10 +38,8 @@ class Problem:
             yield str(self.details["help"]), ""
             return
         yield f"error: {self.message} [{self.code}]", "bold red"
-        for step in _records(self.details.get("steps")):
-            ok = step.get("ok") is True
-            detail = step.get("detail") or (step.get("seen") if ok else f"seen {step.get('seen')}; wanted {step.get('wanted')}")
-            yield f"  {'ok    ' if ok else 'FAILED'} {step.get('step')}: {detail}", "" if ok else "red"
+        for number, step in enumerate(_records(self.details.get("steps")), 1):
+            yield step_line(number, step), "" if step.get("ok") is True else "red"
         for reason in _records(self.details.get("reasons")):
             yield f"  - {reason.get('rule')}: seen {reason.get('seen')}; wanted {reason.get('wanted')}", ""
             if reason.get("fix"):
@@ -49,6 +47,15 @@ class Problem:
         for name in _ORDER:
             if self.details.get(name):
                 yield f"  {name:<6}  {self.details[name]}", "green" if name == "fix" else ""
+
+
+def step_line(number: int, step: Mapping[str, object]) -> str:
+    """Return one step of a verification as it is told: its number, whether it held, what was seen and what was wanted.
+
+    A server tells of its own steps in one ``detail``.
+    """
+    detail = f"seen {step['seen']}; wanted {step['wanted']}" if "seen" in step and "wanted" in step else step.get("detail")
+    return f"{number:>3} {'ok    ' if step.get('ok') is True else 'FAILED'} {step.get('step')}: {detail}"
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -89,7 +96,6 @@ def _usage(error: typer.TyperException) -> Problem:
 
 
 def _details(error: BaseException) -> dict[str, object]:
-
     found = getattr(error, "details", {})
     details = {str(key): plain(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
     steps = getattr(error, "steps", ())

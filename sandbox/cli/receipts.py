@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from sandbox.cli.collateral import open_cache
 from sandbox.cli.console import console
 from sandbox.cli.context import TrustOption, trust_file
+from sandbox.cli.problem import step_line
 
 app = typer.Typer(help="Verify a receipt, offline.")
 
@@ -38,7 +40,7 @@ def verify(
                 fix="ask for the receipt again; if it stays so, the lease is not proven",
             ),
         )
-    lines = [f"{number:>3} ok  {step.step}: {step.seen} (wanted: {step.wanted})" for number, step in enumerate(result.steps, 1)]
+    lines = [step_line(number, dataclasses.asdict(step)) for number, step in enumerate(result.steps, 1)]
     level = result.appraisal.level.label if result.appraisal is not None else "none: no key was released"
     console().emit(document, "\n".join([*lines, f"verified: {len(result.steps)} steps, {result.lease}, level {level}"]))
 

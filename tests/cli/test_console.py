@@ -68,14 +68,23 @@ def test_a_missing_extra_is_named_in_one_sentence(capsys):
 def test_reasons_and_steps_are_listed(capsys):
     run(raising(DeniedError("no", reasons=[{"rule": "images", "seen": "x", "wanted": "y", "fix": "ask"}])), [])
     run(
-        raising(VerificationError("no", steps=[Step("good", ok=True, seen="a", wanted="a"), Step("bad", ok=False, seen="b", wanted="c")])),
+        raising(VerificationError("no", steps=[Step("good", ok=True, seen="a", wanted="b"), Step("bad", ok=False, seen="b", wanted="c")])),
         [],
     )
     err = capsys.readouterr().err
     assert "images: seen x; wanted y" in err
     assert "fix: ask" in err
-    assert "ok     good: a" in err
-    assert "FAILED bad: seen b; wanted c" in err
+    assert "  1 ok     good: seen a; wanted b" in err
+    assert "  2 FAILED bad: seen b; wanted c" in err
+
+
+def test_a_servers_steps_come_with_one_detail(capsys):
+    error = SealrigError("no")
+    error.details["steps"] = [{"step": "good", "ok": True, "detail": "a"}, {"step": "bad", "ok": False, "detail": "seen b; wanted c"}]
+    run(raising(error), [])
+    err = capsys.readouterr().err
+    assert "  1 ok     good: a\n" in err
+    assert "  2 FAILED bad: seen b; wanted c\n" in err
 
 
 def test_a_failed_document_holds_document_and_error_once(capsys):
