@@ -186,6 +186,21 @@ def test_an_independent_dsse_implementation_reads_it():
     assert read.payload == envelope.payload
 
 
+def test_in_totos_own_library_reads_the_statement():
+    from google.protobuf import json_format
+    from in_toto_attestation.v1.statement import Statement
+    from in_toto_attestation.v1.statement_pb2 import Statement as Message
+
+    payload = certificate().payload
+    read = json_format.Parse(payload, Message())
+    Statement.copy_from_pb(read).validate()
+    assert [(each.name, dict(each.digest)) for each in read.subject] == [("wipe", {"sha256": RUNNER.removeprefix("sha256:")})]
+    assert read.predicate_type == json.loads(payload)["predicateType"]
+    assert json_format.MessageToDict(read.predicate) == json.loads(payload)["predicate"]
+    with pytest.raises(json_format.ParseError):
+        json_format.Parse(payload.replace(b'"predicateType"', b'"predicateKind"'), Message())
+
+
 def test_no_gpu_claims_nothing_and_a_gpu_says_what_was_reached():
     assert "nothing is claimed" in json.loads(certificate().payload)["predicate"]["gpus"]
     gpu = GpuWipe(
