@@ -1,4 +1,4 @@
-"""Entries for other tools: JSON lines, OCSF and CEF. Only a log's own bytes are evidence: the others are marked as derived."""
+"""Entries for other tools: JSON lines, OCSF and CEF. Only a log's own bytes are evidence: all of these are marked as derived."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def _source(origin: str, found: Found) -> dict[str, object]:
 
 def to_jsonl(origin: str, found: Found) -> str:
     """Return one line: where the entry stands, and the entry as it was logged."""
-    return json.dumps({"source": _source(origin, found), "entry": json.loads(found.raw)}, sort_keys=True, separators=(",", ":"))
+    line = {"derived": True, "source": _source(origin, found), "entry": json.loads(found.raw)}
+    return json.dumps(line, sort_keys=True, separators=(",", ":"))
 
 
 def to_ocsf(origin: str, found: Found) -> str:

@@ -235,9 +235,9 @@ def test_export_is_marked_as_derived(data, tmp_path, capsys, form):
     elif form == "ocsf":
         event = json.loads(line)
         assert (event["class_uid"], event["type_uid"], event["status_id"]) == (3004, 300499, 2)
-        assert event["unmapped"]["derived_from"]["index"] == 300
+        assert (event["unmapped"]["derived"], event["unmapped"]["derived_from"]["index"]) == (True, 300)
     else:
-        assert json.loads(line)["source"]["index"] == 300
+        assert (json.loads(line)["derived"], json.loads(line)["source"]["index"]) == (True, 300)
     _, out, _ = say(capsys, "export", "--log", data, "--format", form)
     assert len(out.splitlines()) == 302
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from attestation.signing import b64encode
@@ -117,6 +120,21 @@ def test_filters_narrow_the_log_and_bad_ones_are_explained(house: House) -> None
         answer = house.http.get("/audit", params=bad)
         assert answer.status_code == 422
         assert "wanted" in answer.text
+
+
+def test_a_time_without_a_zone_is_utc_whatever_the_servers_zone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
+    time.tzset()
+    try:
+        now, hour = datetime.now(UTC).replace(tzinfo=None, microsecond=0), timedelta(hours=1)
+        sign_in(house, "auditor", "audit")
+        for times, some in (({"until": now + hour}, True), ({"since": now + hour}, False), ({"since": now - hour}, True)):
+            words = {name: moment.isoformat() for name, moment in times.items()}
+            assert bool(ok(house.person("auditor").get("/v1/log/entries", params=words))["entries"]) is some, times
+            assert ("No entry fits" not in house.http.get("/audit", params=words).text) is some, times
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_names_from_outside_stay_text(house: House) -> None:

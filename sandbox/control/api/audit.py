@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
@@ -158,4 +158,5 @@ def erase(subject: Annotated[str, Path(max_length=80)], control: ControlDep, cal
 
 
 def _zoned(moment: datetime | None) -> datetime | None:
-    return moment if moment is None or moment.tzinfo else moment.astimezone()
+    """Take a time without a zone as UTC, as the console and the command line do, and not as the server's own."""
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
