@@ -18,6 +18,7 @@ from attestation.signing import Envelope, b64encode
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
 from sandbox.control.database.models import DocumentRow, EventRow, LeaseRow, LogChunkRow, TransitionRow
+from sandbox.control.entries import require_published
 from sandbox.control.erasure import openings_of
 from sandbox.control.story import no_lease
 from sandbox.control.transitions import document
@@ -153,7 +154,10 @@ def _chunks_in_all(session: Session, lease: str) -> float:
 
 
 def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
-    """Return the receipt of a lease that has ended: its documents, and its entries in the audit log with their proofs."""
+    """Return the receipt of a lease that has ended: its documents, and its entries in the audit log with their proofs.
+
+    Raises ``StateError`` for a lease that goes on, and for entries that are not published yet.
+    """
     control.journal.settle()
     with control.database.read() as session:
         lease = visible_lease(session, caller, lease_id)
@@ -175,15 +179,7 @@ def make_receipt(control: Control, caller: Caller, lease_id: str) -> bytes:
         events = [row for row in session.scalars(steps.order_by(TransitionRow.id)) if row.log_index is not None]
         opened = {row.log_index: openings_of(control, session, Leaf.from_bytes(row.leaf), POLICY_FIELD) for row in events}
     indexes = [row.log_index for row in events if row.log_index is not None]
-    published = control.log.health().published
-    if indexes and max(indexes) >= published:
-        raise StateError(
-            "the lease's last entries wait for the log's witnesses",
-            rule="log-published",
-            seen=f"{published} entries published",
-            wanted=f"≥ {max(indexes) + 1}",
-            fix="ask again; the operator sees at /readyz which witness is missing",
-        )
+    require_published(control, max(indexes, default=-1))
     reader = LogReader(control.log_files)
     openings = {index: found for index, found in opened.items() if index is not None}
     return build_receipt(lease_id, documents, reader.extract(indexes), openings, tuple(read_handovers(reader))[-MAX_HANDOVERS:])

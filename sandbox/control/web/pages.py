@@ -115,10 +115,8 @@ def _audit_pages(router: APIRouter, console: Console) -> None:
 
     @router.get("/audit")
     def audit_list(request: Request, form: Annotated[audit.AuditForm, Depends()]) -> Response:
-
         def view(caller: Caller) -> dict[str, object]:
             page = search(control, caller, form.filters(), limit=audit.PAGE, start=form.start)
-            size = audit.log_size(control)
             return {
                 "entries": page.rows,
                 "left": page.left,
@@ -126,7 +124,8 @@ def _audit_pages(router: APIRouter, console: Console) -> None:
                 "newest": f"/audit?{urlencode(form.chosen)}" if form.before else "",
                 "form": form,
                 "types": entry_types(control),
-                "log_size": size,
+                "log_size": audit.log_size(control),
+                "published": control.log.health().published,
             }
 
         return console.page(request, "audit.html", "Audit log", view)
