@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
 from attestation.canonical import sha256_digest
 from attestation.evidence import DeviceCounts, GpuFact
-from attestation.qualification import QUALIFICATION_PAYLOAD_TYPE, Card, Measurement, Qualification, verdict
-from attestation.signing import Envelope, SigningKey, sign_envelope
+from attestation.signing import Envelope, SigningKey
 from sandbox.control.database.models import EventRow
 from sandbox.node.client import ControlClient
 from sandbox.node.gpu.measure import QUICK
@@ -19,34 +18,16 @@ from sandbox.node.layout import NodeFolder
 from sandbox.node.qualification import grades, keep, kept, sign
 from tests.control.actors import POLICY, Node, code, nonce, ok
 from tests.control.conftest import House
+from tests.control.scene import UUIDS, card, qualification
 from tests.control.test_console_http import sign_in
 from tests.control.test_story import admitted
 
-UUIDS = ("GPU-955ef018-3bd9-5f27-80b3-fa20ee8d19c5", "GPU-0a1b2c3d-0000-1111-2222-333344445555", "GPU-11111111-0000-1111-2222-33334444aaaa")
 RULE = b"""\
   rules:
     - name: leased-gpus-are-fit-for-training
       expression: 'node.gpus.all(gpu, !gpu.leased || gpu.grade == "training")'
       message: "training jobs run on GPUs that were qualified for it"
 """
-
-
-def card(uuid: str, link: float = 12.0, fp32: float = 24.0, name: str = "NVIDIA GeForce RTX 3090") -> Card:
-    rows = (
-        Measurement(id="memory-bandwidth", seen=820.0, unit="GB/s", training=655.2, inference=655.2, source="data sheet"),
-        Measurement(id="matmul-fp32", seen=fp32, unit="TFLOPS", training=10.7, inference=10.7, source="data sheet"),
-        Measurement(id="matmul-fp16", seen=48.0, unit="TFLOPS", training=12.0, inference=7.1, source="data sheet"),
-        Measurement(id="link-to-device", seen=link, unit="GB/s", training=5.5, inference=2.85, source="marketplaces"),
-    )
-    grade, reasons = verdict(rows)
-    return Card(uuid=uuid, name=name, pci_id="10de:2204", measurements=rows, grade=grade, reasons=reasons)
-
-
-def qualification(node: Node, *cards: Card, at: datetime, key: SigningKey | None = None, of: str = "") -> Envelope:
-    document = Qualification(
-        node=of or node.id, mode="quick", started_at=at, ended_at=at, floors="sha256:" + "0" * 64, floors_date="2026-11-23", cards=cards
-    )
-    return sign_envelope(document.to_payload(), QUALIFICATION_PAYLOAD_TYPE, key or node.key)
 
 
 def send(node: Node, envelope: Envelope, to: str = ""):

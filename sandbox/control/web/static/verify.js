@@ -1,8 +1,12 @@
 // Verifies, in this browser, that an entry stands in the log that a checkpoint commits to. Nothing is asked of the server but the
-// proof and the entry's bytes; the log's key is the one that the person entered. RFC 6962 hashing, C2SP signed-note, tlog-proof.
+// proof, the entry's bytes and the notes by which the log's key was exchanged; the log's key is the one that the person entered, and
+// what is shown afterwards are the bytes that were verified. RFC 6962 hashing, C2SP signed-note, tlog-proof.
 "use strict";
 
 const text = new TextEncoder();
+const STORED_KEY = "sealrig-log-key"; // the key that last verified an entry of this server
+const HANDOVER = "sealrig.dev/log-key/v1";
+const MAX_HANDOVERS = 1000;
 
 function bytes(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
@@ -49,25 +53,54 @@ function parseProof(proof) {
   return { index: BigInt(index[1]), hashes: lines.map(bytes), note: proof.slice(cut + 2) };
 }
 
-function parseNote(note) {
+function splitNote(note) {
   const cut = note.lastIndexOf("\n\n");
   const body = note.slice(0, cut + 1);
-  const [origin, size, root] = body.split("\n");
   const signatures = note.slice(cut + 2).split("\n").filter(Boolean).map((line) => {
     const match = /^— (\S+) (\S+)$/.exec(line);
     if (!match) throw new Error("a signature line cannot be read");
     return { name: match[1], data: bytes(match[2]) };
   });
-  return { body, origin, size: BigInt(size), root: bytes(root), signatures };
+  return { body, signatures };
 }
 
-async function checkSignature(note, vkey) {
+function parseNote(raw) {
+  const note = splitNote(raw);
+  const [origin, size, root] = note.body.split("\n");
+  return { ...note, origin, size: BigInt(size), root: bytes(root) };
+}
+
+async function isSigned(note, vkey) {
   const key = await crypto.subtle.importKey("raw", vkey.key, { name: "Ed25519" }, false, ["verify"]);
   for (const signature of note.signatures) {
     if (signature.name !== vkey.name || hex(signature.data.slice(0, 4)) !== vkey.hash) continue;
-    if (await crypto.subtle.verify({ name: "Ed25519" }, key, signature.data.slice(4), text.encode(note.body))) return;
+    if (await crypto.subtle.verify({ name: "Ed25519" }, key, signature.data.slice(4), text.encode(note.body))) return true;
   }
-  throw new Error("no signature by the key you entered");
+  return false;
+}
+
+// Returns the log's size and new key of the note by which the entered key handed over, if it signed one.
+async function findHandover(vkey) {
+  for (let number = 1; number <= MAX_HANDOVERS; number += 1) {
+    const answer = await fetch(`/log/keys/${number}`, { credentials: "same-origin" });
+    if (!answer.ok) return null;
+    const note = splitNote(await answer.text());
+    const [header, origin, size, next] = note.body.split("\n");
+    const entered = `${vkey.name}+${vkey.hash}+`;
+    if (header !== HANDOVER || origin !== vkey.name || next.startsWith(entered)) continue;
+    if (await isSigned(note, vkey)) return { size, next };
+  }
+  return null;
+}
+
+async function checkSignature(note, vkey) {
+  if (await isSigned(note, vkey)) return;
+  const handover = await findHandover(vkey);
+  if (!handover) throw new Error("no signature by the key you entered");
+  throw new Error(
+    `the key you entered is older than this checkpoint: it handed the log over at ${handover.size} entries, and signed that, to ` +
+      `${handover.next}; enter that key to go on`,
+  );
 }
 
 async function rootFrom(leaf, index, size, hashes) {
@@ -99,6 +132,7 @@ async function load(address) {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
+// Shows each step in the list. Returns the entry's bytes where every step held, and null otherwise.
 async function verify(form, list) {
   list.replaceChildren();
   const step = async (name, work) => {
@@ -144,15 +178,31 @@ async function verify(form, list) {
       return hex(root).slice(0, 16) + "…";
     });
   } catch {
-    return; // the failed step says why
+    return null; // the failed step says why
   }
+  return leaf;
+}
+
+function showEntry(leaf) {
+  const entry = JSON.parse(new TextDecoder().decode(leaf));
+  document.getElementById("entry").textContent = JSON.stringify(entry, null, 2);
+  document.getElementById("entry-note").textContent = "Written anew from the bytes that this browser verified.";
 }
 
 for (const form of document.querySelectorAll("form[data-proof]")) {
-  form.elements.vkey.value = localStorage.getItem("sealrig-log-key") ?? form.elements.vkey.value;
-  form.addEventListener("submit", (event) => {
+  const stored = localStorage.getItem(STORED_KEY);
+  if (stored) {
+    const known = stored === form.elements.vkey.value;
+    document.getElementById("key-note").textContent =
+      "The one shown last verified an entry in this browser." + (known ? "" : " This server now names another one as its own.");
+    form.elements.vkey.value = stored;
+  }
+  form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    localStorage.setItem("sealrig-log-key", form.elements.vkey.value.trim());
-    verify(form, document.getElementById("verify-steps"));
+    const entered = form.elements.vkey.value.trim();
+    const leaf = await verify(form, document.getElementById("verify-steps"));
+    if (!leaf) return;
+    localStorage.setItem(STORED_KEY, entered); // only a key that verified something replaces the one before
+    showEntry(leaf);
   });
 }
