@@ -119,12 +119,11 @@ class LogWriter:
 
     def checkpoint(self) -> str:
         """Return the published checkpoint, a signed note."""
-        stores = self._stores
-        if stores is None:
-            raise LogStoreError(
-                "the log's stores are closed after a failure", rule="log-failed", seen="closed", wanted="open", fix="append again"
-            )
-        return stores.published.note
+        return self._open().published.note
+
+    def signed(self) -> str:
+        """Return the newest signed checkpoint of what is committed: it may wait for witnesses and is not for the public."""
+        return self._open().signed.note
 
     def health(self) -> LogHealth:
         """Say how far the log is, from any thread."""
@@ -158,6 +157,14 @@ class LogWriter:
                 self._stores.close()
         finally:
             self._held.close()
+
+    def _open(self) -> Stores:
+        stores = self._stores
+        if stores is None:
+            raise LogStoreError(
+                "the log's stores are closed after a failure", rule="log-failed", seen="closed", wanted="open", fix="append again"
+            )
+        return stores
 
     def _open_stores(self) -> Stores:
         """Open and replay, and have published what is not."""

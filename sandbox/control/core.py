@@ -20,6 +20,7 @@ from attestation.log.writer import LogWriter
 from attestation.signing import SigningKey
 from sandbox.control.bell import Bell
 from sandbox.control.database.engine import Database
+from sandbox.control.event_index import follow_log
 from sandbox.control.journal import Journal
 from sandbox.control.log_places import log_places
 from sandbox.control.metrics import Metrics
@@ -65,7 +66,8 @@ def utc_now() -> datetime:
 def open_control(settings: ControlSettings, *, now: Clock = utc_now) -> Iterator[Control]:
     """Open the data folder for one process, bring database and log to the present, and pump what a crash left.
 
-    Raises ``UsageError`` when another process serves the same folder or the database is from a newer version.
+    Raises ``UsageError`` when another process serves the same folder or the database is from a newer version, ``LogStoreError`` when an
+    old copy of the database or of a part of the log was restored.
     """
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.uploads_folder.mkdir(mode=0o700, exist_ok=True)
@@ -86,6 +88,7 @@ def open_control(settings: ControlSettings, *, now: Clock = utc_now) -> Iterator
         keys = SubjectKeys(settings.data / "log-private")
         journal = Journal(database, log, keys)
         journal.settle()
+        follow_log(database, LogReader(places.source()), log.signed())
         vkey = NoteVerifier(origin, key.public).text
         yield Control(settings, database, store, journal, keys, Bell(), Metrics(), log, places.source(), quorum, vkey, now)
 

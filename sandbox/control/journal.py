@@ -41,30 +41,21 @@ class Journal:
 
     def record(
         self, session: Session, kind: str, *, actor: str, tenant_ref: str | None, resource: str, at: datetime, outcome: str = "done",
-        evidence: DocumentRef | None = None, private: Mapping[str, str] | None = None,
+        evidence: DocumentRef | None = None, private: Mapping[str, str] | None = None, occurred_at: datetime | None = None,
     ) -> int:  # fmt: skip
         """Add an event to the running transaction; return its row id. ``kind`` is such as ``lease.running``.
 
-        ``private`` values, by field, are committed to and not told; they need a tenant that they are about.
+        ``at`` is when the server heard of it; ``occurred_at``, where somebody else tells of it, when it happened. ``private`` values, by
+        field, are committed to and not told; they need a tenant that they are about.
         """
         id_ = new_leaf_id()
         made = self._keys.commit(id_, tenant_ref, private) if tenant_ref and private else ()
         leaf = Leaf(
-            type=kind, occurred_at=at, recorded_at=at, actor_ref=actor, resource_ref=resource, action=kind.partition(".")[2] or kind,
-            outcome=outcome, tenant_ref=tenant_ref, evidence=evidence, commitments=tuple(each.commitment for each in made), id=id_,
+            type=kind, occurred_at=occurred_at or at, recorded_at=at, actor_ref=actor, resource_ref=resource,
+            action=kind.partition(".")[2] or kind, outcome=outcome, tenant_ref=tenant_ref, evidence=evidence,
+            commitments=tuple(each.commitment for each in made), id=id_,
         )  # fmt: skip
-        row = EventRow(
-            leaf_id=leaf.id,
-            type=kind,
-            actor=actor,
-            tenant_ref=tenant_ref or "",
-            resource=resource,
-            outcome=outcome,
-            evidence=evidence.digest if evidence is not None else None,
-            occurred_at=at,
-            leaf=leaf.to_bytes(),
-            log_index=None,
-        )
+        row = event_row(leaf)
         session.add(row)
         session.flush()
         session.add_all(CommittedRow(leaf_id=id_, field=each.commitment.field, subject=tenant_ref, sealed=each.sealed) for each in made)
@@ -89,3 +80,19 @@ class Journal:
                 select(EventRow.id, EventRow.leaf).where(EventRow.log_index.is_(None)).order_by(EventRow.id).limit(BATCH)
             )
             return [(row.id, row.leaf) for row in found]
+
+
+def event_row(leaf: Leaf, log_index: int | None = None) -> EventRow:
+    """Return the row by which an event is found."""
+    return EventRow(
+        leaf_id=leaf.id,
+        type=leaf.type,
+        actor=leaf.actor_ref,
+        tenant_ref=leaf.tenant_ref or "",
+        resource=leaf.resource_ref,
+        outcome=leaf.outcome,
+        evidence=leaf.evidence.digest if leaf.evidence is not None else None,
+        occurred_at=leaf.occurred_at,
+        leaf=leaf.to_bytes(),
+        log_index=log_index,
+    )

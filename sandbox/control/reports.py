@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -271,10 +271,11 @@ def _make_good(said: _Said, lease: LeaseRow) -> None:
     data = said.documents["certificate"]
     said.session.add(ReportRow(lease=lease.id, state=MADE_GOOD, digest=sha256_digest(data), data=data))
     evidence = DocumentRef(sha256_digest(data), DSSE)
-    at = said.control.now()
+    occurred, at = _occurred_at(said, lease), said.control.now()
     event = said.control.journal.record(
-        said.session, "node.restored", actor=said.node.id, tenant_ref=None, resource=said.node.id, at=at, evidence=evidence
-    )
+        said.session, "node.restored", actor=said.node.id, tenant_ref=None, resource=said.node.id, at=at, evidence=evidence,
+        occurred_at=occurred,
+    )  # fmt: skip
     # The lease's history shows it too; from there the node learns which log entry its next evidence has to name.
     said.session.add(TransitionRow(lease=lease.id, state=lease.state, at=at, detail=said.report.detail[:2000], event=event))
 
@@ -290,8 +291,14 @@ def _advance(said: _Said, lease: LeaseRow, ref: DocumentRef | None, **changes: o
         actor=said.node.id,
         evidence=ref or report_ref,
         history_detail=said.report.detail,
+        occurred_at=_occurred_at(said, lease),
         **changes,
     )
+
+
+def _occurred_at(said: _Said, lease: LeaseRow) -> datetime:
+    """Return when the node says that it happened, within what the server knows: after the lease's last step, and not after now."""
+    return min(max(said.report.at, lease.updated_at), said.control.now())
 
 
 _STEPS: dict[LeaseState, Callable[[_Said, LeaseRow], None]] = {

@@ -18,6 +18,7 @@ and reports. Nothing here runs in the background of a request: an answer means t
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -158,7 +159,7 @@ def _admit_new(control: Control, session: Session, caller: Caller, statement: Jo
     return admission
 
 
-def _denied(admission: Admission) -> dict[str, object]:
+def _denied(admission: Admission) -> dict[str, Any]:
     return {"denials": [each.model_dump() for each in admission.reasons], "outcome": Outcome.DENIED.value, "deadline": None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import cast
 
 from sqlalchemy import CursorResult, select, update
@@ -30,10 +31,12 @@ def advance(
     actor: str,
     evidence: DocumentRef,
     history_detail: str = "",
+    occurred_at: datetime | None = None,
     **changes: object,
 ) -> None:
     """Take ``lease`` from the state in ``lease.state`` to ``wanted``, together with ``changes`` to its other columns.
 
+    ``occurred_at``: when it happened, where that is not now.
     Raises ``StateError`` when that step does not exist, or when somebody else has moved the lease since the row was read: exactly one
     of two racing callers wins.
     """
@@ -52,10 +55,13 @@ def advance(
             f"lease {lease.id} has moved on", rule="lease-race", seen=f"no longer {seen}", wanted=str(seen), fix="read the lease again"
         )
     session.refresh(lease)
-    note(control, session, lease, actor=actor, evidence=evidence, detail=history_detail)
+    note(control, session, lease, actor=actor, evidence=evidence, detail=history_detail, occurred_at=occurred_at)
 
 
-def note(control: Control, session: Session, lease: LeaseRow, *, actor: str, evidence: DocumentRef, detail: str = "") -> None:
+def note(
+    control: Control, session: Session, lease: LeaseRow, *, actor: str, evidence: DocumentRef, detail: str = "",
+    occurred_at: datetime | None = None,
+) -> None:  # fmt: skip
     """Write the history row and the audit event of the state that ``lease`` has just reached."""
     private = {"job-name": lease.name, "tenant": lease.tenant} if lease.state == LeaseState.SUBMITTED.value else {}
     # Signed documents have a digest that nobody can guess. A policy has not: many are the profiles that everybody has.
@@ -65,6 +71,7 @@ def note(control: Control, session: Session, lease: LeaseRow, *, actor: str, evi
     event = control.journal.record(
         session, f"lease.{lease.state}", actor=actor, tenant_ref=tenant_ref(session, lease.tenant), resource=lease.id,
         at=lease.updated_at, outcome=lease.outcome or "done", evidence=None if hidden else evidence, private=private,
+        occurred_at=occurred_at,
     )  # fmt: skip
     session.add(TransitionRow(lease=lease.id, state=lease.state, at=lease.updated_at, detail=detail[:2000], event=event))
     session.flush()

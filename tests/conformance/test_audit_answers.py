@@ -44,9 +44,13 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("audit")
     with ExitStack() as stack:
+        with ExitStack() as first:
+            house = open_house(first, folder)
+            lab, works, node = house.customer("lab"), house.customer("works"), house.node()
+            walk(lab, node, admitted(house, lab), "closed")
+        assert main(["audit", "rotate-key", "--data", str(folder / "data")]) == 0
         house = open_house(stack, folder)
-        lab, works, node = house.customer("lab"), house.customer("works"), house.node()
-        walk(lab, node, admitted(house, lab), "closed")
+        lab.http = works.http = node.http = house.http
         house.clock.ahead += timedelta(minutes=40)
         walk(works, node, admitted(house, works), "closed")
         house.clock.ahead -= timedelta(minutes=50)  # the clock is set back: times do not rise with the log
@@ -74,6 +78,7 @@ def middle(scene: Scene) -> str:
 FILTERS: dict[str, Callable[[Scene], dict[str, str]]] = {
     "none": lambda scene: {},
     "type": lambda scene: {"type": "lease.closed"},
+    "a type that no server logs": lambda scene: {"type": "log.key-rotated"},
     "types": lambda scene: {"type": "lease.*"},
     "actor": lambda scene: {"actor": "server"},
     "tenant": lambda scene: {"tenant": next(row["tenant"] for row in scene.rows if row["type"] == "lease.cancelled")},

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
 from attestation.log.errors import LogStoreError
-from attestation.log.leaf import DocumentRef
+from attestation.log.leaf import DocumentRef, Leaf
 from attestation.log.reader import LogReader
 from sandbox.control.database.models import EventRow, LeaseRow
 from sandbox.control.sweeper import sweep_leases, sweep_nodes
@@ -373,3 +374,23 @@ def test_the_logs_order_is_the_order_of_events(house: House) -> None:
     with house.control.database.read() as session:
         indexes = list(session.scalars(select(EventRow.log_index).order_by(EventRow.id)))
     assert indexes == list(range(len(indexes)))
+
+
+def test_when_a_node_says_that_it_happened_is_bounded_by_what_the_server_knows(house: House) -> None:
+    customer, node, lease = lease_of(house)
+    walk(customer, node, lease, "unlocked")
+    before = datetime.fromisoformat(customer.lease(lease)["updated_at"])
+    time.sleep(0.01)
+    said = before + timedelta(milliseconds=5)
+    ok(node.report(lease, "running", at=said.isoformat()))
+    ok(node.report(lease, "collecting", at=(before - timedelta(days=1)).isoformat()))
+    future = (before + timedelta(days=1)).isoformat()
+    ok(node.report(lease, "wiping", outcome="succeeded", exit_code=0, documents=node.run_record(lease), at=future))
+    leaves = [Leaf.from_bytes(raw) for _, raw in LogReader(house.control.log_files).entries(0, 10**6)]
+    unlocked, running, collecting, wiping = [leaf for leaf in leaves if leaf.resource_ref == lease][-4:]
+    assert unlocked.occurred_at == unlocked.recorded_at
+    assert running.occurred_at == said.replace(microsecond=said.microsecond // 1000 * 1000) < running.recorded_at
+    assert running.recorded_at == collecting.occurred_at <= collecting.recorded_at
+    assert collecting.recorded_at <= wiping.occurred_at <= wiping.recorded_at
+    rows = ok(house.person("auditor").get(f"/v1/log/entries?lease={lease}&type=lease.running"))["entries"]
+    assert [datetime.fromisoformat(row["at"]) for row in rows] == [running.occurred_at]
