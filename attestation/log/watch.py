@@ -107,6 +107,8 @@ class Watch:
 
     def step(self, reader: LogReader, state: WatchState, now: int) -> tuple[WatchState, list[Alarm]]:
         """Look once: return what to remember and what to be alarmed about. Never goes back behind ``state``."""
+        # A clock that was ahead when the state was written must not keep ``stale`` silent until then.
+        state = replace(state, since=min(state.since, now))
         try:
             note = reader.checkpoint()
             chain = KeyChain.follow(reader, self.keys, self.retired)
@@ -123,8 +125,9 @@ class Watch:
         if len(stated) < self.quorum:
             details: dict[str, object] = {"rule": "quorum-lost", "seen": f"{len(stated)} cosignatures", "wanted": f"≥ {self.quorum}"}
             alarms.append(Alarm("quorum-lost", "too few witnesses cosigned", details))
-        # A cosignature says when a witness saw the log; without any, only its growth shows that it lives.
-        return fresh, alarms + self._stale(replace(fresh, since=max([fresh.since, *stated])), now)
+        # A cosignature says when a witness saw the log; without any, only its growth shows that it lives. A time to come tells nothing.
+        seen = [moment for moment in stated if moment <= now]
+        return fresh, alarms + self._stale(replace(fresh, since=max([fresh.since, *seen])), now)
 
     def missed(self, error: LogError, state: WatchState, now: int) -> list[Alarm]:
         """Return what to be alarmed about where a look failed, or could not begin because the log was not found."""

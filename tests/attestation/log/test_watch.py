@@ -100,6 +100,22 @@ def test_witnesses_and_their_quorum(tmp_path: Path) -> None:
     (log / "checkpoint").write_text(Note(note.text, (*note.signatures, cosign(note.text, "w.example", OTHER_KEY, 9000))).whole)
     assert kinds(watch, log, state, now=9100) == []
     assert kinds(watch, log, state, now=9700) == ["stale"]
+    # A witness whose clock is ahead does not keep the alarm silent until that time comes.
+    (log / "checkpoint").write_text(Note(note.text, (*note.signatures, cosign(note.text, "w.example", OTHER_KEY, 10**9))).whole)
+    assert kinds(watch, log, state, now=5500) == []
+    assert kinds(watch, log, state, now=9700) == ["stale"]
+
+
+def test_a_state_that_a_clock_ahead_wrote(tmp_path: Path) -> None:
+    make_log(tmp_path, 3)
+    ahead = look(tmp_path, now=1000 + 86400)
+    state = look(tmp_path, ahead, now=1000)
+    assert kinds(WATCH, tmp_path, state, now=1600) == []
+    assert kinds(WATCH, tmp_path, state, now=1601) == ["stale"]
+    # The same where the log is out of reach meanwhile.
+    shutil.move(tmp_path / "log", tmp_path / "gone")
+    state, _ = WATCH.step(LogReader.from_dir(tmp_path / "log"), ahead, 1000)
+    assert kinds(WATCH, tmp_path / "log", state, now=1601) == ["unreachable", "stale"]
 
 
 def test_a_malformed_cosignature_is_an_alarm_too(tmp_path: Path) -> None:
