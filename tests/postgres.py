@@ -96,6 +96,19 @@ class PostgresServer:
             base.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
         return name
 
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of the running server for all new sessions."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as base:
+            base.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+            base.execute("SELECT pg_reload_conf()")
+        until = time.monotonic() + START_SECONDS
+        while True:  # a reload is a signal: it takes a moment
+            with psycopg.connect(self.url("postgres"), autocommit=True) as base:
+                if base.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone() == (value,):
+                    return
+            assert time.monotonic() < until, f"{name} stays as it was"
+            time.sleep(0.02)
+
     def drop_sessions(self, database: str) -> None:
         """Cut every connection to a database."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as base:

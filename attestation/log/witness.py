@@ -68,6 +68,8 @@ class Witness:
         self._base.execute("PRAGMA journal_mode=WAL")
         self._base.execute("PRAGMA synchronous=FULL")
         self._base.execute(_SCHEMA)
+        # Nothing is built on what an earlier witness committed while the disk failed it: that is synced first, or this raises.
+        self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Close the store."""
@@ -80,7 +82,7 @@ class Witness:
         return NoteVerifier(self._name, self._key.public, COSIGNATURE)
 
     def add_checkpoint(self, body: bytes, at: int) -> Answer:
-        """Answer an ``add-checkpoint`` request at POSIX time ``at``."""
+        """Answer an ``add-checkpoint`` request at POSIX time ``at``. Raises ``OSError`` or ``sqlite3.Error`` where it cannot be kept."""
         try:
             request = _parse(body)
         except (LogError, FormatError) as error:

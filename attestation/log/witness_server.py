@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +25,7 @@ def witness_server(witness: Witness, address: tuple[str, int], log: Callable[[st
             """Answer ``add-checkpoint``."""
             size = self.headers.get("Content-Length", "")
             wanted = self.path.rpartition("/")[2] == "add-checkpoint"
-            fits = size.isascii() and size.isdigit() and int(size[:9]) <= MAX_BODY_BYTES
+            fits = size.isascii() and size.isdigit() and len(size) < 10 and int(size) <= MAX_BODY_BYTES
             # Where the body is not read the connection cannot be used again.
             self.close_connection = self.close_connection or not (wanted and fits)
             if not wanted:
@@ -32,7 +33,15 @@ def witness_server(witness: Witness, address: tuple[str, int], log: Callable[[st
             elif not fits:
                 self._answer(Answer(413 if size.isdigit() else 411, f"at most {MAX_BODY_BYTES} bytes, with their length\n"))
             else:
-                self._answer(witness.add_checkpoint(self.rfile.read(int(size)), int(time.time())))
+                self._add(self.rfile.read(int(size)))
+
+        def _add(self, body: bytes) -> None:
+            try:
+                answer = witness.add_checkpoint(body, int(time.time()))
+            except (OSError, sqlite3.Error) as error:
+                log(f"what was seen could not be kept: {type(error).__name__}: {error}")
+                answer = Answer(500, "what was seen could not be kept\n")
+            self._answer(answer)
 
         def do_GET(self) -> None:
             """Show the witness's key."""

@@ -13,6 +13,7 @@ import typer
 
 from attestation.errors import LogError
 from attestation.log.errors import HistoryError
+from attestation.log.forks import keep_fork
 from attestation.log.history import ForkEvidence
 from attestation.log.note import COSIGNATURE, NoteVerifier, check_name
 from attestation.log.reader import LogReader
@@ -97,9 +98,9 @@ def witness(
         raise UsageError("not an address", rule="witness-listen", seen=listen, wanted="HOST:PORT")
 
     def catch(evidence: ForkEvidence) -> None:
-        place = folder / f"fork-{time.time_ns()}.json"
-        place.write_text(evidence.to_text(), encoding="utf-8")
-        here.warn(f"a log signed two histories; the evidence is in {place}")
+        place = keep_fork(folder, evidence)
+        if place is not None:
+            here.warn(f"a log signed two histories; the evidence is in {place}")
 
     cosigner = Witness(folder / "witness.db", name, signer, logs, on_fork=catch)
     server = witness_server(cosigner, (host, int(port)), here.say)

@@ -184,6 +184,24 @@ def test_a_writer_that_lost_its_session_is_fenced(database: tuple[PostgresServer
     assert kept(places, []) == 4
 
 
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
+@pytest.mark.parametrize("part", ["state", "lock"])
+def test_a_server_that_does_not_keep_what_it_acknowledges_is_refused(
+    postgres: PostgresServer, tmp_path: Path, setting: str, part: str
+) -> None:
+    url = postgres.url(postgres.create())
+    postgres.set(setting, "off")
+    try:
+        with pytest.raises(LogStoreError) as caught:
+            open_log(LogPlaces(tmp_path, **{part: url}))
+    finally:
+        postgres.set(setting, "on")
+    assert (caught.value.details["rule"], caught.value.details["seen"]) == ("store-not-durable", f"{setting} = off")
+    assert setting in str(caught.value.details["fix"])
+    with open_log(LogPlaces(tmp_path, **{part: url})) as writer:
+        assert writer.append([leaf()]) == [0]
+
+
 # --- the bucket ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import shutil
 import threading
 import time
@@ -384,6 +385,9 @@ def test_over_real_http(witness: Witness) -> None:
             assert (conflict.status_code, conflict.headers["content-type"]) == (409, "text/x.tlog.size")
             assert client.post(f"{prefix}/add-checkpoint", content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 413
             assert client.post(f"{prefix}/add-checkpoint", content=iter([b"x"])).status_code == 411
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)) as plain:
+                plain.request("POST", "/add-checkpoint", headers={"Content-Length": f"{'0' * 8}1{'0' * 9}"})
+                assert plain.getresponse().status == 413
     finally:
         server.shutdown()
         server.server_close()

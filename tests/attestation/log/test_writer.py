@@ -12,6 +12,7 @@ import pytest
 from attestation.log.errors import LeafError, LogFencedError, LogLockedError, LogStoreError
 from attestation.log.note import Checkpoint, Note
 from attestation.log.reader import LogReader
+from attestation.log.state import Stores
 from attestation.log.verify import verify_log
 from tests.attestation.log.logs import OTHER_KEY, VERIFIER, leaf, make_log, open_log
 
@@ -71,8 +72,16 @@ def test_bytes_that_are_no_leaf_are_refused(tmp_path: Path) -> None:
         writer.append([b"{}"])
 
 
-def test_many_threads_share_commits(tmp_path: Path) -> None:
+def test_many_threads_share_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[int] = []
+    commits: list[int] = []
+    real = Stores.commit
+
+    def commit(stores: Stores, fresh: list[tuple[bytes, bytes]]) -> None:
+        commits.append(len(fresh))
+        real(stores, fresh)
+
+    monkeypatch.setattr(Stores, "commit", commit)
     with open_log(tmp_path) as writer:
 
         def work() -> None:
@@ -85,6 +94,8 @@ def test_many_threads_share_commits(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert sorted(got) == list(range(200))
+    assert sum(commits) == 200
+    assert len(commits) < 100  # requests
     assert _size(tmp_path) == 200
 
 
