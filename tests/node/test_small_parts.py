@@ -272,6 +272,27 @@ def test_a_gpu_is_leased_once():
     assert pool.take("lease-" + "c" * 32, 1, 0) == ("GPU-1",)
 
 
+def test_a_gpu_that_is_about_to_be_given_back_is_waited_for():
+    pool = GpuPool(Inventory((Gpu("GPU-1", "x", 100, 10),), 1, "1 GPU"), cdi=True)
+    pool.take(LEASE, 1, 0)
+    threading.Timer(0.2, pool.give_back, [LEASE]).start()
+    assert pool.take("lease-" + "b" * 32, 1, 0, patience=30) == ("GPU-1",)
+
+
+def test_a_gpu_is_held_for_a_lease_that_an_earlier_process_left():
+    pool = GpuPool(Inventory((Gpu("GPU-1", "x", 100, 10), Gpu("GPU-2", "x", 100, 10)), 2, "2 GPUs"), cdi=True)
+    known, lost, new = LEASE, "lease-" + "b" * 32, "lease-" + "c" * 32
+    pool.hold(lost, None)
+    pool.hold(known, ["GPU-1"])
+    with pytest.raises(JobError, match="not enough free GPUs"):
+        pool.take(new, 1, 0)
+    pool.give_back(lost)
+    assert pool.take(new, 1, 0) == ("GPU-2",)
+    pool.give_back(new)
+    pool.give_back(known)
+    assert pool.take(new, 2, 0) == ("GPU-1", "GPU-2")
+
+
 def test_no_gpu_is_handed_out_where_the_engine_cannot():
     pool = GpuPool(Inventory((Gpu("GPU-1", "x", 100, 10),), 1, "1 GPU"), cdi=False)
     with pytest.raises(JobError, match="cannot hand out"):
