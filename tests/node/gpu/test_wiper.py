@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
+
+import pytest
 
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.erase import DeviceWipe, erase
@@ -35,11 +39,41 @@ def test_each_device_is_reported_in_order_and_failures_stay_failures() -> None:
 
 def test_a_device_that_somebody_holds_is_not_touched() -> None:
     touched = []
-    wiper = VramWiper(lambda facts: touched.append(facts) or wipe_one(facts), lambda: seen(4711))
+    wiper = VramWiper(lambda facts: touched.append(facts) or wipe_one(facts), lambda: seen(4711), patience=0.1)
     report = wiper.reports(("GPU-0",))[0]
     assert not report.ok
     assert "4711" in report.failures[0]
     assert not touched
+
+
+def test_a_process_that_the_driver_is_still_taking_down_is_waited_for() -> None:
+    answers = [seen(4711), seen(4711), seen(), seen()]
+    wiper = VramWiper(wipe_one, lambda: answers.pop(0))
+    assert wiper.reports(("GPU-0",))[0].ok
+    assert not answers
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (seen(os.getpid()), f"after the wipe: processes still hold the device: {os.getpid()}"),
+        (replace(seen(), gpus=()), "after the wipe: no driver on this node knows this device any more"),
+        (replace(seen(), gpus=tuple(replace(gpu, processes=None) for gpu in seen().gpus)), "after the wipe: the driver does not tell"),
+    ],
+    ids=["held", "gone", "not told"],
+)
+def test_who_is_on_the_card_after_the_wipe_may_have_been_there_during_it(later, words) -> None:
+    answers = [seen(), later]
+    report = VramWiper(wipe_one, lambda: answers.pop(0)).reports(("GPU-0",))[0]
+    assert not report.ok
+    assert words in report.failures[0]
+
+
+def test_a_process_that_has_ended_may_be_shown_a_moment_longer() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    answers = [seen(), seen(ended.pid), seen()]
+    assert VramWiper(wipe_one, lambda: answers.pop(0)).reports(("GPU-0",))[0].ok
 
 
 def test_no_gpu_is_no_report() -> None:
