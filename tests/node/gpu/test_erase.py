@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sandbox.cli.node import _percent
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.erase import SMALLEST_BLOCK, erase, share
 from sandbox.node.gpu.vram import wipe_device
@@ -96,6 +97,7 @@ def test_a_share_is_never_rounded_up() -> None:
     assert share(10**9 - 1, 10**9) == 0.999999
     assert share(5, 5) == 1
     assert share(0, 0) == 0
+    assert [_percent(part) for part in (0.99996, 1, 0.999999, 0.0701, 0)] == ["99.99%", "100.00%", "99.99%", "7.01%", "0.00%"]
 
 
 def test_blocks_that_do_not_read_back_do_not_count_as_verified() -> None:

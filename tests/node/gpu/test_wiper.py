@@ -35,6 +35,13 @@ def test_each_device_is_reported_in_order_and_failures_stay_failures() -> None:
     assert (bad.uuid, bad.ok) == ("GPU-1", False)
     assert bad.mismatches == 2  # one word in each pass
     assert (unknown.uuid, unknown.ok, unknown.written_bytes) == ("GPU-9", False, 0)
+    assert (good.coverage, good.rest_bytes, good.local_memory_proven, good.detail) == (1, 0, True, None)
+    assert good.fill_gb_per_s > 0 < good.compare_gb_per_s
+    assert (bad.coverage, bad.rest_bytes) == (0, 4 * MIB)
+    assert "pattern zeros: 1 words read back wrong" in bad.detail
+    # What nobody read is not told as no residue.
+    assert (good.residue_words_before, unknown.residue_words_before) == (0, None)
+    assert unknown.detail == "no driver on this node knows this device"
 
 
 def test_a_device_that_somebody_holds_is_not_touched() -> None:
