@@ -203,6 +203,7 @@ def _medium(medium: Medium) -> Sanitized:
 
 def _gpu(gpu: GpuWipe) -> Sanitized:
     reached = f"{gpu.verified_bytes} of {gpu.total_bytes} bytes read back after writing"
+    missed = max(0, gpu.total_bytes - gpu.verified_bytes)
     return Sanitized(
         media_type="GPU memory",
         manufacturer="unknown",
@@ -211,7 +212,7 @@ def _gpu(gpu: GpuWipe) -> Sanitized:
         source="leased GPU",
         method="clear" if gpu.written_bytes else "none",
         technique=f"overwrite with patterns and zeros ({gpu.backend})",
-        verification_method=f"{reached}; {gpu.reserved_bytes} bytes are reserved and were not reached",
+        verification_method=f"{reached}; {missed} bytes were not reached, of which the driver reserves {gpu.reserved_bytes}",
         total_bytes=gpu.total_bytes,
         written_bytes=gpu.written_bytes,
         verified_bytes=gpu.verified_bytes,

@@ -11,6 +11,7 @@ from attestation.document import Count, Document, Duration, LeaseId, Moment, Nam
 WIPE_PAYLOAD_TYPE = "application/vnd.sealrig.wipe+json"
 MAX_STEPS = 512
 MAX_MEDIA = 128
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class WipeStep(Part):
@@ -25,8 +26,18 @@ class WipeStep(Part):
     seconds: Duration
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class GpuWipe(Part):
-    """What was written and read back on one GPU, in bytes. ``residue_words_before`` counts non-zero words found before writing."""
+    """What was written and read back on one GPU, in bytes.
+
+    ``residue_words_before`` counts non-zero words found before writing, null where they were not read. ``coverage`` is the verified share
+    of (total - reserved), rounded down, and ``rest_bytes`` what is missing from it. The rates are of the slowest pass, in 10^9 bytes a
+    second. ``local_memory_proven``: the hardware itself told that every multiprocessor was reached. ``detail`` says why it is not ``ok``.
+    What is null here is left out of the document, as in those that were made before there was such a field.
+    """
 
     uuid: Name
     name: Name
@@ -36,10 +47,16 @@ class GpuWipe(Part):
     written_bytes: Count
     verified_bytes: Count
     mismatches: Count
-    residue_words_before: Count
+    residue_words_before: Count | None
     local_memory_scrubbed: bool
     seconds: Duration
     ok: bool
+    coverage: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, exclude_if=_is_none)
+    rest_bytes: Count | None = Field(default=None, exclude_if=_is_none)
+    fill_gb_per_s: Rate | None = Field(default=None, exclude_if=_is_none)
+    compare_gb_per_s: Rate | None = Field(default=None, exclude_if=_is_none)
+    local_memory_proven: bool | None = Field(default=None, exclude_if=_is_none)
+    detail: Text | None = Field(default=None, exclude_if=_is_none)
 
 
 class Medium(Part):

@@ -117,11 +117,17 @@ def _row(report: DeviceWipe) -> dict[str, object]:
         "device": report.uuid,
         "name": report.name,
         "backend": report.backend,
-        "coverage": f"{report.coverage:.2%}",
+        "coverage": _percent(report.coverage),
         "residue words": report.residue_words_before,
         "seconds": f"{report.seconds:.1f}",
         "proven": report.ok,
     }
+
+
+def _percent(share: float) -> str:
+    """Write a share in hundredths of a per cent, rounded down: what is not all does not read as 100 %."""
+    hundredths = round(share * 10**6) // 100
+    return f"{hundredths // 100}.{hundredths % 100:02d}%"
 
 
 @app.command("list")

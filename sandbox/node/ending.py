@@ -160,9 +160,7 @@ def wipe_now(node: Node, lease: str, journal: Journal, gpus: tuple[str, ...]) ->
     report = wipe(remains, node.engine, node.gpu_wiper)
     # Only what this wipe proved is clean, and only until somebody uses it.
     node.state.set_clean({gpu.uuid: node.gpu_mark(gpu.uuid) if gpu.ok else None for gpu in report.gpus})
-    if report.proven:
-        node.gpus.give_back(lease)
-    else:
+    if not report.proven:
         failed = ", ".join(f"{step.step} ({step.seen})" for step in report.failed) or "a medium or GPU"
         node.state.put_in_quarantine(lease, f"wipe not proven: {failed}")
         _log.error("wipe not proven: quarantine", lease=lease, failed=failed)
@@ -184,6 +182,7 @@ def _report_end(node: Node, ending: Ending, journal: Journal, reporter: Reporter
     info = reporter.settled()
     if info is None:
         _log.warning("end not reported yet", lease=ending.lease, reason=reporter.refused.message if reporter.refused else "stopped")
+        _give_back_unlogged(node, ending.lease, reporter, proven=report.proven)
         return
     before, outcome = _on_record(info, ending)
     journal.write(LAST, state=end_state(before, outcome, proven=report.proven), proven=report.proven, gpus=list(ending.gpus))
@@ -203,13 +202,14 @@ def say_last(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bo
     )
     if not reporter.finish():
         _log.error("end refused", lease=lease, reason=reporter.refused.message if reporter.refused else "stopped")
+        _give_back_unlogged(node, lease, reporter, proven=last["proven"])
         return True
     journal.write(REPORTED, state=last["state"])
     if not last["proven"]:
         node.state.quarantine_told(lease)
         return True
     _remember_wipe(node, tuple(str(uuid) for uuid in last["gpus"]), reporter)
-    forget(journal)
+    forget(node, lease, journal)
     return True
 
 
@@ -234,7 +234,7 @@ def make_good(node: Node, lease: str, journal: Journal, reporter: Reporter) -> b
         reporter.stop()
         return False
     _remember_wipe(node, gpus, reporter)
-    forget(journal)
+    forget(node, lease, journal)
     return True
 
 
@@ -244,9 +244,19 @@ def _remember_wipe(node: Node, gpus: tuple[str, ...], reporter: Reporter) -> Non
         node.state.wiped(gpus, index)
 
 
-def forget(journal: Journal) -> None:
-    """Remove what is left of a lease that was wiped with proof and reported."""
+def forget(node: Node, lease: str, journal: Journal) -> None:
+    """Remove what is left of a lease that was wiped with proof and reported; only then are its GPUs free.
+
+    In this order, because the next start of the node holds GPUs, and may wipe them, for every folder that is still there.
+    """
     shutil.rmtree(journal.folder.root, ignore_errors=True)
+    node.gpus.give_back(lease)
+
+
+def _give_back_unlogged(node: Node, lease: str, reporter: Reporter, *, proven: bool) -> None:
+    """Free a lease's GPUs although the proof of their wipe will not enter the log: the control plane has understood it, and said no."""
+    if proven and reporter.refused is not None:
+        node.gpus.give_back(lease)
 
 
 def _on_record(info: LeaseInfo, ending: Ending) -> tuple[LeaseState, Outcome]:

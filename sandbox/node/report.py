@@ -43,6 +43,7 @@ class Reporter:
         self._idle = threading.Condition()
         self._open = 0
         self._stop = threading.Event()
+        self._unanswered = False
         self._thread = threading.Thread(target=self._run, name=f"report-{lease[-8:]}", daemon=True)
         self._thread.start()
 
@@ -94,7 +95,7 @@ class Reporter:
         """Wait until everything queued was answered; say whether it was, and accepted."""
         self._queue.put(None)
         self._thread.join(seconds)
-        return not self._thread.is_alive() and self.refused is None
+        return not self._thread.is_alive() and self.refused is None and not self._unanswered
 
     def stop(self) -> None:
         """Stop trying."""
@@ -120,6 +121,8 @@ class Reporter:
                     self.refused = error if counts else self.refused
                     _log.warning("report refused", lease=self._lease, reason=error.message)
                     break
+            else:
+                self._unanswered = True  # stopped: nobody knows of this report
             with self._idle:
                 self._open -= 1
                 self._idle.notify_all()

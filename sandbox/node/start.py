@@ -21,6 +21,7 @@ from sandbox.node.gpu import cdi
 from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.model import Inventory
 from sandbox.node.gpu.pool import GpuPool
+from sandbox.node.gpu.reach import unleasable
 from sandbox.node.gpu.touch import keep_accounts
 from sandbox.node.gpu.wiper import VramWiper
 from sandbox.node.layout import NodeFolder
@@ -61,6 +62,10 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     accounted = [gpu.uuid for gpu in found.gpus if gpu.backend == "cuda" and keep_accounts(gpu.uuid)]
     if found.gpus:
         _log.info("gpus", found=len(found.gpus), accounted=len(accounted), why="those not accounted for are wiped before each lease too")
+    refused = unleasable(found.gpus)
+    for uuid, why in refused.items():
+        _log.warning("gpu-not-leased", gpu=uuid, why=why)
+    pool = GpuPool(found, cdi=facts.cdi and _gpus_described(found), refused=refused)
     isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
     kinds = available_kinds()
     confinement, why = profile_for_jobs(engine_confines=facts.apparmor)
@@ -72,7 +77,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         client=ControlClient(settings.server, load_token(folder, settings), settings.id),
         engine=engine,
         state=NodeState(folder),
-        gpus=GpuPool(found, cdi=facts.cdi and _gpus_described(found)),
+        gpus=pool,
         gpu_wiper=VramWiper(),
         facts=NodeFacts(
             node=settings.id,
@@ -92,7 +97,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         cpus=settings.cpus or float(os.cpu_count() or 1),
         memory=settings.memory if settings.memory is not None else int(available_memory() * _MEMORY_SHARE),
         scratch=settings.scratch if settings.scratch is not None else int(shutil.disk_usage(folder.root).free * _DISK_SHARE),
-        gpus=tuple(gpu.uuid for gpu in found.gpus),
+        gpus=tuple(gpu.uuid for gpu in pool.leasable),
         isolation=isolation,
     )
     return node, settings, capacity

@@ -53,6 +53,8 @@ from sandbox.sealing.public import IdentityPublic
 _log = structlog.get_logger("sealrig.node")
 END_SECONDS = 20.0
 FETCH_RETRY_SECONDS = 2.0
+GPU_SECONDS = 5.0
+"""How long a lease waits for GPUs whose last lease the control plane calls over, but this node has yet to put away."""
 
 
 def tell(story: Story) -> Verdict:
@@ -96,7 +98,7 @@ def place(story: Story) -> Placed:
         )
     spec = statement.job.spec
     # Taken first, because rules may ask of the very GPUs; they are this lease's to wipe once the policy has said yes.
-    gpus = story.node.gpus.take(story.lease, spec.resources.gpus, spec.resources.gpu_memory)
+    gpus = story.node.gpus.take(story.lease, spec.resources.gpus, spec.resources.gpu_memory, patience=GPU_SECONDS)
     decision = evaluate(policy, launch_request(statement, statement.tenant), facts_now(story.node, gpus))
     if not decision.allowed:
         reasons = "; ".join(f"{reason.rule}: seen {reason.seen}, wanted {reason.wanted}" for reason in decision.reasons)

@@ -149,7 +149,9 @@ class Supervisor:
         lease = assignment.lease
         folder = self._node.folder.lease(lease)
         if assignment.state != "placed" or folder.root.exists():
-            self._start(lease, self._recover_one, Journal.create(folder))
+            journal = Journal.create(folder)
+            self._hold_gpus(lease, journal)
+            self._start(lease, self._recover_one, journal)
             return
         if not self._accepting():
             return  # the control plane asks again with the next poll
@@ -209,18 +211,24 @@ class Supervisor:
         leases = set(self._node.folder.held()) | {item.lease for item in self._node.engine.containers(node=self._node.id)}
         for lease in sorted(leases):
             journal = Journal.create(self._node.folder.lease(lease))
+            self._hold_gpus(lease, journal)
             if any(event["event"] == ending.REPORTED for event in journal.events()):
                 self._look_again(lease, journal)
             else:
                 _log.info("taking up a lease of an earlier run", lease=lease)
                 self._start(lease, self._recover_one, journal)
 
+    def _hold_gpus(self, lease: str, journal: Journal) -> None:
+        """Keep a lease's GPUs from others until its wipe has ended. A journal that is lost names none: then all are kept."""
+        gpus = journal.recall().facts.get("gpus") or ()
+        self._node.gpus.hold(lease, [str(uuid) for uuid in gpus] if journal.events() else None)
+
     def _look_again(self, lease: str, journal: Journal) -> None:
         """Wipe what a reported lease left. A quarantined one keeps its folder until the operator lifts the quarantine."""
         quarantined = lease in {row.lease for row in self._node.state.quarantine}
         report = ending.wipe_now(self._node, lease, journal, ending.from_journal(self._node, lease, journal).gpus)
         if report.proven and not quarantined:
-            ending.forget(journal)
+            ending.forget(self._node, lease, journal)
         else:
             self._node.state.quarantine_told(lease)
 

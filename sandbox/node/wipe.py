@@ -167,17 +167,22 @@ def _gpus(remains: Remains, wiper: GpuWiper, record: _Record) -> tuple[GpuWipe, 
         record.run("gpu", "none", lambda: iter([("gpu", "none", "nothing to do", "no GPU was leased", "no GPU was leased", True)]))
         return ()
     started = time.monotonic()
-    reports = wiper.wipe(remains.gpus)
-    wiped = {report.uuid for report in reports if report.ok}
+    why = "the wiper said nothing of it"
+    try:
+        reports = wiper.wipe(remains.gpus)
+    except Exception as error:  # noqa: BLE001  (a wiper does not raise; if one does, the steps after it are still done)
+        reports, why = (), f"{type(error).__name__}: {error}"
+    told = {report.uuid: report for report in reports}
     for uuid in remains.gpus:
-        ok = uuid in wiped
-        seen = "every pass verified" if ok else "not proven"
+        report = told.get(uuid)
+        ok = report is not None and report.ok
+        seen = "every pass verified" if ok else f"not proven: {why if report is None else report.detail or 'no reason given'}"
         record.steps.append(
             WipeStep(
                 step="gpu",
                 target=uuid,
                 action="overwrite and verify",
-                seen=seen,
+                seen=seen[:MAX_TEXT],
                 wanted="every pass verified",
                 ok=ok,
                 seconds=_round(time.monotonic() - started),

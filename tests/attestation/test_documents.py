@@ -122,21 +122,39 @@ def test_proven_follows_from_the_steps():
     assert [step.step for step in wipe_report(ok=False).failed] == ["key"]
     nothing = wipe_report().model_copy(update={"steps": ()})
     assert not nothing.proven
-    gpu = GpuWipe(
-        uuid="GPU-1",
-        name="x",
-        backend="cuda",
-        total_bytes=10,
-        reserved_bytes=1,
-        written_bytes=9,
-        verified_bytes=9,
-        mismatches=0,
-        residue_words_before=0,
-        local_memory_scrubbed=True,
-        seconds=1,
-        ok=False,
-    )
-    assert not wipe_report().model_copy(update={"gpus": (gpu,)}).proven
+    assert not wipe_report().model_copy(update={"gpus": (gpu_wipe(ok=False),)}).proven
+
+
+def gpu_wipe(**changes):
+    known = {
+        "uuid": "GPU-1",
+        "name": "x",
+        "backend": "cuda",
+        "total_bytes": 100,
+        "reserved_bytes": 10,
+        "written_bytes": 90,
+        "verified_bytes": 88,
+        "mismatches": 0,
+        "residue_words_before": 0,
+        "local_memory_scrubbed": True,
+        "seconds": 1,
+        "ok": True,
+    }
+    return GpuWipe.model_validate(known | changes)
+
+
+def test_a_gpus_record_tells_all_and_one_from_before_it_told_less_is_read_as_it_is():
+    before = wipe_report().model_copy(update={"gpus": (gpu_wipe(),)})
+    raw = before.to_payload()
+    assert not any(name in raw for name in (b"coverage", b"rest_bytes", b"gb_per_s", b"local_memory_proven", b"detail"))
+    assert WipeReport.from_payload(raw) == before
+    more = {"coverage": 0.977777, "rest_bytes": 2, "fill_gb_per_s": 4321.5, "compare_gb_per_s": 4000.25, "local_memory_proven": False}
+    now = wipe_report().model_copy(update={"gpus": (gpu_wipe(residue_words_before=None, detail="coverage", ok=False, **more),)})
+    assert WipeReport.from_payload(now.to_payload()) == now
+    spelled = json.loads(raw)
+    spelled["gpus"][0]["detail"] = None
+    with pytest.raises(FormatError, match="canonical"):  # what is left out has no second spelling
+        WipeReport.from_payload(canonical_json(spelled))
 
 
 def test_a_claim_of_proven_is_checked_against_the_steps():
@@ -203,24 +221,13 @@ def test_in_totos_own_library_reads_the_statement():
 
 def test_no_gpu_claims_nothing_and_a_gpu_says_what_was_reached():
     assert "nothing is claimed" in json.loads(certificate().payload)["predicate"]["gpus"]
-    gpu = GpuWipe(
-        uuid="GPU-1",
-        name="H200",
-        backend="cuda",
-        total_bytes=100,
-        reserved_bytes=1,
-        written_bytes=99,
-        verified_bytes=99,
-        mismatches=0,
-        residue_words_before=5,
-        local_memory_scrubbed=True,
-        seconds=1,
-        ok=True,
-    )
+    gpu = gpu_wipe()
     tree = json.loads(certificate(wipe=wipe_report().model_copy(update={"gpus": (gpu,)})).payload)
     medium = tree["predicate"]["media"][1]
-    assert (medium["mediaType"], medium["writtenBytes"], medium["method"]) == ("GPU memory", 99, "clear")
-    assert "1 bytes are reserved" in medium["verificationMethod"]
+    assert (medium["mediaType"], medium["writtenBytes"], medium["method"]) == ("GPU memory", 90, "clear")
+    assert medium["verificationMethod"] == (
+        "88 of 100 bytes read back after writing; 12 bytes were not reached, of which the driver reserves 10"
+    )
 
 
 def test_a_failed_wipe_certifies_its_failure():

@@ -6,10 +6,12 @@ The engine of the tests hands out no CDI devices, so that these cards come with 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import secrets
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,17 @@ from attestation.certificate import verify_certificate
 from attestation.evidence import Evidence
 from attestation.signing import Envelope
 from sandbox.lifecycle import LeaseState, Outcome
+from sandbox.node import ending, start
 from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.pool import GpuPool
 from sandbox.node.gpu.vram import wipe_device
 from sandbox.node.gpu.wiper import VramWiper
+from sandbox.node.state import NodeState
 from tests.integration.test_engine_wipe import _quarantined
 from tests.node.gpu.fixtures import driver_libraries, machine
 from tests.node.gpu.machine import MIB
 from tests.node.gpu.test_cuda import leave_residue
+from tests.patience import PATIENCE
 
 __all__ = ["driver_libraries", "machine"]
 pytestmark = [pytest.mark.docker, pytest.mark.root]
@@ -59,6 +64,14 @@ class CountingWiper(VramWiper):
         return super().wipe(uuids)
 
 
+def _start_anew(rig, nodes):
+    """Give the node what a start of it asks the drivers and reads from its folder."""
+    found = inventory()
+    gpus = tuple(dataclasses.replace(gpu, nodes=(str(node),)) for gpu, node in zip(found.gpus, nodes, strict=True))
+    pool = GpuPool(dataclasses.replace(found, gpus=gpus), cdi=False)
+    rig.node = dataclasses.replace(rig.node, gpus=pool, gpu_wiper=CountingWiper(), state=NodeState(rig.node.folder))
+
+
 @pytest.fixture
 def gpu_rig(node_rig, machine):
     """Return a node with two cards of different size, whose policy allows them."""
@@ -67,10 +80,7 @@ def gpu_rig(node_rig, machine):
     nodes = [Path(f"/dev/sealrig-test-{secrets.token_hex(4)}") for _ in range(2)]
     for node in nodes:
         os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    found = inventory()
-    gpus = tuple(dataclasses.replace(gpu, nodes=(str(node),)) for gpu, node in zip(found.gpus, nodes, strict=True))
-    pool = GpuPool(dataclasses.replace(found, gpus=gpus), cdi=False)
-    node_rig.node = dataclasses.replace(node_rig.node, gpus=pool, gpu_wiper=CountingWiper())
+    _start_anew(node_rig, nodes)
     node_rig.control.policy = node_rig.control.policy.replace(b"resources: {", b"resources: {gpus: {max: 2}, gpuMemory: {max: 1Gi}, ")
     assert b"gpus: {max: 2}" in node_rig.control.policy
     yield node_rig
@@ -137,6 +147,72 @@ def test_a_wipe_that_fails_ends_in_quarantine(gpu_rig, machine, planted):
         _quarantined(gpu_rig, lease, "gpu")
         (card,) = gpu_rig.wipe(lease).gpus
         assert not card.ok
+
+
+def test_a_card_that_no_wipe_could_reach_is_not_offered(node_rig, machine, monkeypatch):
+    monkeypatch.setattr(start, "_gpus_described", lambda _: False)  # this machine's engine is not told of these cards
+    large, small = machine.card(0), machine.card(1, allocations_most=8 * MIB)
+    node, _, capacity = start.make_node(node_rig.root)
+    node.client.close()
+    assert capacity.gpus == (large,)
+    assert f"2 GPUs; {small} is not leased: a wipe cannot reach" in node.gpus.inventory.summary()["gpuDetail"]
+
+
+def test_a_restart_keeps_the_card_of_a_lease_that_was_running(gpu_rig, machine, monkeypatch):
+    uuids = [machine.card(0), machine.card(1)]  # of one size: which is given to whom is by their order
+    nodes = [gpu.nodes[0] for gpu in gpu_rig.node.gpus.inventory.gpus]
+    _start_anew(gpu_rig, nodes)
+    with monkeypatch.context() as crash:
+        crash.setattr(ending, "finish", lambda *_: False)  # the process dies: nothing is wiped, nothing reported
+        with gpu_rig.running():
+            first = gpu_rig.control.submit(gpu_rig.spec("sleep 60", resources={"gpus": 1}))
+            assert gpu_rig.control.wait(first, LeaseState.RUNNING, seconds=SECONDS) is LeaseState.RUNNING
+    _start_anew(gpu_rig, nodes)
+    second = gpu_rig.control.submit(gpu_rig.spec("true", resources={"gpus": 1}))
+    with gpu_rig.running():
+        for lease in (first, second):
+            assert gpu_rig.control.wait(lease, seconds=SECONDS) is LeaseState.CLOSED
+    assert [gpus_of(gpu_rig, lease) for lease in (first, second)] == [[uuids[0]], [uuids[1]]]
+    for lease in (first, second):
+        assert all(card.ok for card in gpu_rig.wipe(lease).gpus)
+    assert second.outcome is Outcome.SUCCEEDED
+    assert not gpu_rig.node.state.quarantine
+    assert gpu_rig.leftovers() == []
+
+
+def test_a_card_comes_back_when_its_wipe_stands_in_the_log(gpu_rig, monkeypatch):
+    uuid, logged = gpu_rig.node.gpus.inventory.gpus[0].uuid, []
+    give_back = GpuPool.give_back
+
+    def watched(pool, lease):
+        logged.append(gpu_rig.node.state.previous_wipes([uuid])[uuid])
+        give_back(pool, lease)
+
+    monkeypatch.setattr(GpuPool, "give_back", watched)
+    with gpu_rig.running():
+        for _ in range(2):  # and the second is not told that there is no card
+            assert gpu_rig.run("true", resources={"gpus": 1}, seconds=SECONDS).outcome is Outcome.SUCCEEDED
+    assert len(logged) == 2
+    assert None not in logged
+
+
+def test_a_card_comes_back_though_the_end_of_its_lease_is_refused(gpu_rig, monkeypatch):
+    report, refused = gpu_rig.control._report, []
+
+    def refusing(request, body, node, lease):
+        if lease == first.id and b"certificate" in Envelope.from_json(json.loads(body)["report"]).payload:
+            refused.append(lease)
+            return gpu_rig.control._problem(409, "invalid-state", "the operator has closed it")
+        return report(request, body, node, lease)
+
+    monkeypatch.setattr(gpu_rig.control, "_report", refusing)
+    with gpu_rig.running():
+        first = gpu_rig.control.submit(gpu_rig.spec("true", resources={"gpus": 2}))
+        deadline = time.monotonic() + SECONDS * PATIENCE
+        while not refused:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert gpu_rig.run("true", resources={"gpus": 2}, seconds=SECONDS).outcome is Outcome.SUCCEEDED
 
 
 def test_a_card_that_cannot_be_wiped_before_a_lease_is_not_given_out(gpu_rig, machine):

@@ -35,6 +35,10 @@ def _wait_for(condition, seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
+def _no_thread():
+    raise RuntimeError("can't start new thread")
+
+
 def _quarantined(rig, lease, step: str) -> None:
     """Check everything that must follow from a wipe that was not proven."""
     assert rig.control.wait(lease) is LeaseState.QUARANTINED
@@ -166,6 +170,7 @@ def test_a_gpu_that_was_not_proven(node_rig):
                     local_memory_scrubbed=True,
                     seconds=1.0,
                     ok=False,
+                    detail="coverage 0.5 is under 0.99",
                 )
                 for uuid in uuids
             )
@@ -174,17 +179,25 @@ def test_a_gpu_that_was_not_proven(node_rig):
     remains = Remains(lease=lease, node=node_rig.node.id, folder=node_rig.node.folder.lease(lease), gpus=("GPU-1",))
     report = wipe(remains, node_rig.node.engine, Wiper())
     assert not report.proven
-    assert [step.target for step in report.failed] == ["GPU-1"]
+    assert [(step.target, step.seen) for step in report.failed] == [("GPU-1", "not proven: coverage 0.5 is under 0.99")]
 
 
-def test_a_gpu_that_the_wiper_forgets(node_rig):
+@pytest.mark.parametrize(
+    ("deed", "seen"),
+    [(tuple, "the wiper said nothing of it"), (_no_thread, "RuntimeError: can't start new thread")],
+    ids=["says", "raises"],
+)
+def test_a_wiper_that_does_not_report_proves_nothing_and_holds_nothing_up(node_rig, deed, seen):
     class Wiper:
         def wipe(self, uuids):
-            return ()
+            return deed()
 
     lease = "lease-" + "a" * 32
     remains = Remains(lease=lease, node=node_rig.node.id, folder=node_rig.node.folder.lease(lease), gpus=("GPU-1",))
-    assert not wipe(remains, node_rig.node.engine, Wiper()).proven
+    report = wipe(remains, node_rig.node.engine, Wiper())
+    assert not report.proven
+    assert [(step.target, step.seen) for step in report.failed] == [("GPU-1", f"not proven: {seen}")]
+    assert report.steps[-1].step == "data-folder"
 
 
 def test_quarantine_outlives_the_process_and_a_torn_state_file(node_rig):

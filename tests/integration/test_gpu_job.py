@@ -59,8 +59,8 @@ def test_it_computes_on_a_gpu_inside_the_hardened_container(node_rig, job, tmp_p
     digest, key = node_rig.bundle(tmp_path / "code", files)
     with node_rig.running():
         lease = node_rig.run(
-            "python3 /in/code/source/multiply.py cuda 2048", keys={digest: key}, seconds=300,
-            inputs=[{"bundle": digest, "path": "/in/code"}], resources={"gpus": 1, "memory": "4Gi"},
+            "python3 /in/code/multiply.py cuda 2048", keys={digest: key}, seconds=300,
+            inputs=[{"bundle": digest, "path": "/in/code"}], resources={"gpus": 1, "memory": "4Gi", "pids": 512},
         )  # fmt: skip
         assert lease.outcome is Outcome.SUCCEEDED
         said = json.loads(node_rig.output(lease))

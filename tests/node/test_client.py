@@ -164,5 +164,5 @@ def test_a_reporter_that_is_stopped_lets_go():
     reporter.send(LeaseState.WIPING)
     reporter.stop()
     assert reporter.settled() is None
-    reporter.finish(5)
+    assert not reporter.finish(5)  # nobody has the report
     assert not reporter._thread.is_alive()

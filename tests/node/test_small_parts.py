@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -270,6 +271,29 @@ def test_a_gpu_is_leased_once():
     assert pool.take("lease-" + "b" * 32, 1, 40) == ("GPU-2",)
     pool.give_back(LEASE)
     assert pool.take("lease-" + "c" * 32, 1, 0) == ("GPU-1",)
+
+
+def test_a_gpu_that_is_about_to_be_given_back_is_waited_for():
+    pool = GpuPool(Inventory((Gpu("GPU-1", "x", 100, 10),), 1, "1 GPU"), cdi=True)
+    pool.take(LEASE, 1, 0)
+    threading.Timer(0.2, pool.give_back, [LEASE]).start()
+    started = time.monotonic()
+    assert pool.take("lease-" + "b" * 32, 1, 0, patience=60) == ("GPU-1",)
+    assert time.monotonic() - started < 30
+
+
+def test_a_gpu_is_held_for_a_lease_that_an_earlier_process_left():
+    pool = GpuPool(Inventory((Gpu("GPU-1", "x", 100, 10), Gpu("GPU-2", "x", 100, 10)), 2, "2 GPUs"), cdi=True)
+    known, lost, new = LEASE, "lease-" + "b" * 32, "lease-" + "c" * 32
+    pool.hold(lost, None)
+    pool.hold(known, ["GPU-1"])
+    with pytest.raises(JobError, match="not enough free GPUs"):
+        pool.take(new, 1, 0)
+    pool.give_back(lost)
+    assert pool.take(new, 1, 0) == ("GPU-2",)
+    pool.give_back(new)
+    pool.give_back(known)
+    assert pool.take(new, 2, 0) == ("GPU-1", "GPU-2")
 
 
 def test_no_gpu_is_handed_out_where_the_engine_cannot():

@@ -10,6 +10,8 @@ asynchronous, so that each is followed by ``cuCtxSynchronize`` and a failure is 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import uuid as uuids
 from importlib import resources
@@ -41,7 +43,7 @@ _SLOTS = 4096
 """``%smid`` may be sparse; this is more than any chip's highest number."""
 _OLDEST = (7, 5)
 _SMALL_LIMITS = {"CU_LIMIT_STACK_SIZE": 1024, "CU_LIMIT_PRINTF_FIFO_SIZE": 64 * 1024, "CU_LIMIT_MALLOC_HEAP_SIZE": 4 * 1024 * 1024}
-"""What the kernels do not need is not taken from the memory that is to be wiped."""
+"""What the kernels do not need is not taken from the memory that is to be wiped. A driver may refuse one: then coverage tells."""
 _KINDS = {"matmul.ptx": (7, 5), "matmul_80.ptx": (8, 0)}
 ATTRIBUTE = cu.CUdevice_attribute
 
@@ -91,7 +93,13 @@ class CudaDevice:
         self._capability = tuple(self._attribute(f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
         if self._capability < _OLDEST:
             raise DeviceError(f"compute capability {self._capability[0]}.{self._capability[1]} is older than 7.5, which the kernels need")
+        self.context = call(cu.cuDevicePrimaryCtxRetain, self.device)
+        call(cu.cuCtxSetCurrent, self.context)
+        for name, size in _SMALL_LIMITS.items():
+            with contextlib.suppress(DeviceError):
+                call(cu.cuCtxSetLimit, getattr(cu.CUlimit, name), size)
         total, reserved = _memory(uuid)
+        free, _ = call(cu.cuMemGetInfo)
         self.facts = DeviceFacts(
             uuid=uuid,
             name=call(cu.cuDeviceGetName, 96, self.device).split(b"\0")[0].decode("ascii", "replace"),
@@ -101,11 +109,8 @@ class CudaDevice:
             largest_block=total,
             cache_bytes=self._attribute("CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE"),
             units=self._attribute("CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"),
+            context_bytes=max(0, total - reserved - int(free)),
         )
-        self.context = call(cu.cuDevicePrimaryCtxRetain, self.device)
-        call(cu.cuCtxSetCurrent, self.context)
-        for name, size in _SMALL_LIMITS.items():
-            call(cu.cuCtxSetLimit, getattr(cu.CUlimit, name), size)
         self._kernels = self.load(resources.files("sandbox.node.gpu").joinpath("kernels.ptx").read_bytes(), "fill", "compare", "scrub")
         # All that is needed beside the blocks is taken first: these take the rest.
         self._tally = call(cu.cuMemAlloc, 4 * TALLY_WORDS)
@@ -152,7 +157,12 @@ class CudaDevice:
 
     def scrub_local(self, seed: int) -> LocalScrub:
         """See ``Device.scrub_local``."""
-        return self.visit_units(self._kernels["scrub"], seed)[0]
+        kernel, attributes = self._kernels["scrub"], cu.CUfunction_attribute
+        return dataclasses.replace(
+            self.visit_units(kernel, seed)[0],
+            registers=int(call(cu.cuFuncGetAttribute, attributes.CU_FUNC_ATTRIBUTE_NUM_REGS, kernel)),
+            spilled=int(call(cu.cuFuncGetAttribute, attributes.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, kernel)),
+        )
 
     def visit_units(self, kernel: Any, seed: int) -> tuple[LocalScrub, int]:  # noqa: ANN401  (a CUfunction)
         """Run a kernel of the scrub's form with all shared memory that a block can have, until every multiprocessor has run a block.

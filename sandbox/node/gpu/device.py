@@ -12,6 +12,9 @@ MOST_FAULTS = 64
 TALLY_WORDS = 4 + 4 * MOST_FAULTS
 """32-bit words of the kernels' tally: three counters, one unused, and two 64-bit words a fault."""
 EMPTY_TALLY = (0, 0xFFFFFFFF, 0, 0)
+LEAST_REGISTERS = 249
+"""Registers a thread that the local scrub must have been built with: it has 248 values alive at once, and their addresses. Registers are
+handed out in eights, so that from 249 on a block of 256 threads has all 65,536 of a multiprocessor."""
 MATRIX_STEP = 128
 """Matrices are multiplied in tiles of this size."""
 
@@ -30,7 +33,11 @@ class DeviceNotFoundError(DeviceError):
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A device as the wipe sees it. Sizes in bytes; ``reserved_bytes`` is what the driver keeps and nobody can allocate."""
+    """A device as the wipe sees it. Sizes in bytes; ``reserved_bytes`` is what the driver keeps and nobody can allocate.
+
+    ``context_bytes`` of the rest were taken when this process had opened the device and allocated nothing: by its own context, and by
+    whoever else holds the device. 0 where the driver does not tell.
+    """
 
     uuid: str
     name: str
@@ -40,6 +47,7 @@ class DeviceFacts:
     largest_block: int
     cache_bytes: int
     units: int
+    context_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ class LocalScrub:
     """One pass over local memory and registers.
 
     ``visited`` of ``units`` multiprocessors ran it; ``proven`` says whether the hardware itself told which (CUDA does, OpenCL has no
-    word for it, so there it is inferred from the number of groups). ``errors`` counts local words that read back wrong.
+    word for it, so there it is inferred from the number of groups). ``errors`` counts local words that read back wrong. ``registers`` is
+    what a thread of the kernel has as the driver built it, None where it does not tell; ``spilled`` counts bytes a thread that it keeps in
+    memory for want of registers.
     """
 
     units: int
@@ -72,6 +82,20 @@ class LocalScrub:
     local_bytes: int
     errors: int
     proven: bool
+    registers: int | None = None
+    spilled: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit ran it, all read back right, and its values were in registers, as many as a thread can have."""
+        wide = self.registers is None or self.registers >= LEAST_REGISTERS
+        return self.visited >= self.units and self.errors == 0 and self.spilled == 0 and wide
+
+    @property
+    def seen(self) -> str:
+        """In words, what was reached."""
+        registers = "" if self.registers is None else f", {self.registers} registers a thread, {self.spilled} bytes spilled"
+        return f"{self.visited} of {self.units} multiprocessors, {self.errors} words read back wrong{registers}"
 
 
 class Device(Protocol):

@@ -117,15 +117,16 @@ KERNEL compare(const GLOBAL pair *memory, u64 pairs, u64 seed, GLOBAL u32 *tally
 }
 
 /* Overwrites the group's local memory and as many registers as a thread can hold, and reads the local memory back.
- * Groups wait for nobody: enough of them are launched to visit each unit several times; on CUDA each says which it ran on. */
+ * Groups wait for nobody: enough of them are launched to visit each unit several times; on CUDA each says which it ran on. The local memory is
+ * volatile, so that no compiler leaves out writes that nobody reads. */
 KERNEL scrub(GLOBAL u32 *tally, GLOBAL u32 *units, u64 seed, u32 words
 #ifdef __OPENCL_VERSION__
-    , SHARED u32 *local_words)
+    , SHARED volatile u32 *local_words)
 {
 #else
     )
 {
-    extern __shared__ u32 local_words[];
+    extern __shared__ volatile u32 local_words[];
 #endif
     u32 values[REGISTERS];
     u32 sum = 0;
@@ -153,8 +154,9 @@ KERNEL scrub(GLOBAL u32 *tally, GLOBAL u32 *units, u64 seed, u32 words
 #pragma unroll
     for (u32 i = 0; i < REGISTERS; i++)
         sum ^= values[i];
-    if (sum == 0xdeadbeefu && seed == 0)
-        ADD(tally + 2, 1);
+    /* No compiler can know whether this holds, so that none can leave the work out. Nobody reads `tally[3]`. */
+    if (sum == (u32)(seed >> 32))
+        ADD(tally + 3, 1);
 #ifndef __OPENCL_VERSION__
     u32 unit;
     asm volatile("mov.u32 %0, %%smid;" : "=r"(unit));

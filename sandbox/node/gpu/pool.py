@@ -6,11 +6,14 @@ NVIDIA's reach a container through a CDI device that names them; others by their
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
 
 from sandbox.errors import JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from sandbox.node.gpu.model import Inventory
 
 
@@ -24,21 +27,30 @@ class DeviceFields(TypedDict):
 class GpuPool:
     """Safe for use by several threads."""
 
-    def __init__(self, inventory: Inventory, *, cdi: bool) -> None:
-        """``cdi`` says whether the engine takes CDI devices; without it no GPU is handed out."""
-        self.inventory = inventory
-        self._cdi = cdi
-        self._held: dict[str, str] = {}
-        self._lock = threading.Lock()
+    def __init__(self, inventory: Inventory, *, cdi: bool, refused: Mapping[str, str] | None = None) -> None:
+        """``cdi`` says whether the engine takes CDI devices; without it no GPU is handed out.
 
-    def take(self, lease: str, count: int, memory: int) -> tuple[str, ...]:
-        """Return the UUIDs of ``count`` free GPUs with at least ``memory`` bytes. Raises ``JobError`` where there are not as many."""
+        ``refused`` says, by uuid, why a GPU is never leased; it is part of the inventory's ``detail``.
+        """
+        why = [f"{uuid} is not leased: {reason}" for uuid, reason in (refused or {}).items()]
+        self.inventory = replace(inventory, detail="; ".join([inventory.detail, *why]))
+        self.leasable = tuple(gpu for gpu in inventory.gpus if gpu.uuid not in (refused or {}))
+        self._cdi = cdi
+        self._held: set[tuple[str, str]] = set()
+        self._changed = threading.Condition()
+
+    def take(self, lease: str, count: int, memory: int, *, patience: float = 0) -> tuple[str, ...]:
+        """Return the UUIDs of ``count`` free GPUs with at least ``memory`` bytes. Raises ``JobError`` where there are not as many.
+
+        ``patience`` is how many seconds to wait for GPUs that are about to be given back: the control plane knows of a lease's end, and
+        may place the next one, a moment before this node has put away what it keeps of the last.
+        """
         if count == 0:
             return ()
-        with self._lock:
-            fitting = [gpu for gpu in self.inventory.gpus if gpu.uuid not in self._held and gpu.memory - gpu.reserved >= memory]
-            # The smallest that fit are given first, so that the large ones are left for those who need them.
-            free = [gpu.uuid for gpu in sorted(fitting, key=lambda gpu: gpu.memory)]
+        with self._changed:
+            enough = sum(gpu.memory - gpu.reserved >= memory for gpu in self.leasable) >= count
+            self._changed.wait_for(lambda: len(self._free(memory)) >= count, patience if enough else 0)
+            free = self._free(memory)
             if len(free) < count:
                 raise JobError(
                     "not enough free GPUs on this node",
@@ -56,13 +68,22 @@ class GpuPool:
                     wanted="Docker Engine 25 or newer with CDI",
                     fix='update Docker on this node; before 28.3 also set {"features": {"cdi": true}} in its daemon.json',
                 )
-            self._held.update(dict.fromkeys(taken, lease))
+            self._held.update((lease, uuid) for uuid in taken)
             return taken
 
+    def hold(self, lease: str, uuids: Iterable[str] | None) -> None:
+        """Keep GPUs from others for a lease that an earlier process left; None, where nobody knows which it had, keeps all.
+
+        A GPU may be held for several such leases, and is free when it was given back for each.
+        """
+        with self._changed:
+            self._held.update((lease, uuid) for uuid in (uuids if uuids is not None else [gpu.uuid for gpu in self.inventory.gpus]))
+
     def give_back(self, lease: str) -> None:
-        """Free a lease's GPUs, after a proven wipe."""
-        with self._lock:
-            self._held = {uuid: holder for uuid, holder in self._held.items() if holder != lease}
+        """Free a lease's GPUs, once their wipe is proven and stands in the audit log."""
+        with self._changed:
+            self._held = {(holder, uuid) for holder, uuid in self._held if holder != lease}
+            self._changed.notify_all()
 
     def devices(self, uuids: tuple[str, ...]) -> DeviceFields:
         """Return how a plan names these GPUs."""
@@ -71,6 +92,12 @@ class GpuPool:
             "devices": tuple(dict.fromkeys(nodes)),  # AMD's control device is the same for all cards
             "cdi": tuple(f"sealrig.dev/gpu={uuid}" for uuid in uuids if self._by_cdi(uuid)),
         }
+
+    def _free(self, memory: int) -> list[str]:
+        """Return the free GPUs that fit, the smallest first, so that the large ones are left for those who need them."""
+        held = {uuid for _, uuid in self._held}
+        fitting = [gpu for gpu in self.leasable if gpu.uuid not in held and gpu.memory - gpu.reserved >= memory]
+        return [gpu.uuid for gpu in sorted(fitting, key=lambda gpu: gpu.memory)]
 
     def _by_cdi(self, uuid: str) -> bool:
         return not next(gpu.nodes for gpu in self.inventory.gpus if gpu.uuid == uuid)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 from attestation.qualification import Card, Measurement, verdict
 from sandbox.node.doctor.host import Host
 from sandbox.node.doctor.nvidia import has_nvidia, module_origin
+from sandbox.node.gpu import child
 from sandbox.node.gpu.cards import table
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.inventory import inventory
@@ -64,27 +64,28 @@ def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], seen: 
     """Run the worker and look at the card until it ends; ``seen`` gets what the driver told meanwhile."""
     argv = [sys.executable, "-m", "sandbox.node.gpu.qualifier", facts.backend, facts.uuid, effort.model_dump_json()]
     deadline = time.monotonic() + effort.limit
-    with (
-        tempfile.TemporaryFile() as said,
-        tempfile.TemporaryFile() as words,
-        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=words) as worker,
-    ):
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as words:
+        try:
+            worker = child.start(argv, out=said, err=words)
+        except child.WorkerError as error:
+            return _nothing(facts, str(error))
         told = 0
-        while worker.poll() is None:
-            if time.monotonic() > deadline:
-                worker.kill()
-                return _nothing(facts, f"the worker was stopped after {effort.limit:.0f} s")
-            told = _tell(words, told, tell)
-            if (now := _look(facts.uuid)) is not None:
-                seen.append(now)
-            time.sleep(_LOOK_EVERY)
+        try:
+            while worker.poll() is None:
+                if time.monotonic() > deadline:
+                    return _nothing(facts, child.stop(worker, effort.limit))
+                told = _tell(words, told, tell)
+                if (now := _look(facts.uuid)) is not None:
+                    seen.append(now)
+                time.sleep(_LOOK_EVERY)
+        finally:
+            worker.kill()  # one that has ended is left alone
         _tell(words, told, tell)
         said.seek(0)
         raw = said.read(_MAX_REPORT)
         if worker.returncode != 0:
             words.seek(0)
-            last = words.read(_MAX_REPORT).decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
-            return _nothing(facts, f"the worker ended with {worker.returncode}; its last words: {last[0][:300]}")
+            return _nothing(facts, child.ended(worker.returncode, words.read(_MAX_REPORT)))
     try:
         measured = Measured.model_validate_json(raw)
     except ValidationError:
@@ -141,15 +142,9 @@ def _provenance() -> Provenance | None:
 def _pair(one: str, other: str) -> Measurement:
     name = f"peer-{other}"
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "sandbox.node.gpu.peers", one, other],
-            capture_output=True, check=False, timeout=PEER_SECONDS, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        found = json.loads(done.stdout) if done.returncode == 0 else None
-    except (subprocess.TimeoutExpired, ValueError):
-        found = None
-    if found is None:
-        return Measurement(id=name, seen=None, unit="GB/s", detail="could not be measured")
+        found = json.loads(child.answer([sys.executable, "-m", "sandbox.node.gpu.peers", one, other], PEER_SECONDS))
+    except (child.WorkerError, ValueError) as error:
+        return Measurement(id=name, seen=None, unit="GB/s", detail=f"could not be measured: {error}"[:500])
     way = "directly" if found["direct"] else "through the host: the driver allows no peer access"
     if not found["right"]:
         return Measurement(

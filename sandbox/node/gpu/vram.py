@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from sandbox.node.gpu import child
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.erase import DeviceWipe
 from sandbox.node.gpu.inventory import inventory
@@ -51,21 +51,19 @@ def _opencl(*, gpus_only: bool) -> list[DeviceFacts]:
 def wipe_device(facts: DeviceFacts, *, limit: float = TIME_LIMIT_SECONDS, command: Sequence[str] | None = None) -> DeviceWipe:
     """Wipe one device in a process of its own, ``limit`` seconds at most.
 
-    A worker that is killed, hangs, or says something unreadable yields a report with ``ok`` False; nothing is taken for granted.
+    A worker that cannot be started, is killed, hangs, cannot even be killed, or says something unreadable yields a report with ``ok``
+    False; nothing is taken for granted.
     """
     argv = [*(command or (sys.executable, "-m", "sandbox.node.gpu.worker")), facts.backend, facts.uuid]
     failed = DeviceWipe(
         uuid=facts.uuid, name=facts.name, backend=facts.backend, total_bytes=facts.total_bytes, reserved_bytes=facts.reserved_bytes
     )
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        return failed.model_copy(update={"failures": (f"the worker was stopped after {limit:.0f} s",)})
-    if done.returncode != 0:
-        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
-        return failed.model_copy(update={"failures": (f"the worker ended with {done.returncode}; its last words: {last[0][:300]}",)})
+        said = child.answer(argv, limit)
+    except child.WorkerError as error:
+        return failed.model_copy(update={"failures": (str(error),)})
     try:
-        report = DeviceWipe.model_validate_json(done.stdout[:_REPORT_MAX_BYTES])
+        report = DeviceWipe.model_validate_json(said[:_REPORT_MAX_BYTES])
     except ValidationError:
         return failed.model_copy(update={"failures": ("the worker's report cannot be read",)})
     if (report.uuid, report.backend) != (facts.uuid, facts.backend):

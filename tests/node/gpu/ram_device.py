@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from sandbox.node.gpu.device import MOST_FAULTS, Comparison, DeviceError, DeviceFacts, Fault, LocalScrub, OutOfDeviceMemoryError
+from sandbox.node.gpu.device import (
+    LEAST_REGISTERS,
+    MOST_FAULTS,
+    Comparison,
+    DeviceError,
+    DeviceFacts,
+    Fault,
+    LocalScrub,
+    OutOfDeviceMemoryError,
+)
+from sandbox.node.gpu.erase import SMALLEST_BLOCK
 
 MIB = 2**20
 Words = npt.NDArray[np.uint64]
@@ -99,12 +111,59 @@ class IsLost(RamDevice):
         super().fill(buffer, seed)
 
 
+class ComparesHalf(RamDevice):
+    """Says it compared, but looked at the first half of each block only."""
+
+    def compare(self, buffer: int, seed: int) -> Comparison:
+        words, self.buffers[buffer] = self.buffers[buffer], self.buffers[buffer][: len(self.buffers[buffer]) // 2]
+        try:
+            return super().compare(buffer, seed)
+        finally:
+            self.buffers[buffer] = words
+
+
+class ChangesLate(RamDevice):
+    """A word comes back after both passes were verified."""
+
+    def scrub_local(self, seed: int) -> LocalScrub:
+        for words in self.buffers[:1]:
+            words[7] = 1
+        return super().scrub_local(seed)
+
+
+class AllocatesAtFirstLaunch(RamDevice):
+    """The driver allocates when a kernel of this kind is launched for the first time, and fails where nothing is left."""
+
+    launched = False
+
+    def scrub_local(self, seed: int) -> LocalScrub:
+        if not self.launched:
+            if self.free < SMALLEST_BLOCK:
+                raise DeviceError("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+            self.launched, self.free = True, self.free - SMALLEST_BLOCK
+        return super().scrub_local(seed)
+
+
 class MissesAUnit(RamDevice):
     """One multiprocessor never ran the local scrub."""
 
     def scrub_local(self, seed: int) -> LocalScrub:
         self.visited = self.facts.units - 1
         return super().scrub_local(seed)
+
+
+class ScrubsFewRegisters(RamDevice):
+    """The driver built the scrub with fewer registers than it has values."""
+
+    def scrub_local(self, seed: int) -> LocalScrub:
+        return replace(super().scrub_local(seed), registers=LEAST_REGISTERS - 1)
+
+
+class SpillsRegisters(RamDevice):
+    """The driver built the scrub so that some of its values are in memory."""
+
+    def scrub_local(self, seed: int) -> LocalScrub:
+        return replace(super().scrub_local(seed), registers=255, spilled=16)
 
 
 class CorruptsLocalMemory(RamDevice):

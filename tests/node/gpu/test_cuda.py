@@ -28,7 +28,7 @@ time.sleep(float(sys.argv[3]))
 
 
 def wipe(uuid: str):
-    (report,) = VramWiper().reports((uuid,))
+    (report,) = VramWiper(patience=0.5).reports((uuid,))
     return report
 
 
@@ -60,7 +60,10 @@ def test_a_card_is_wiped_whole_and_left_zero(machine):
         ({"flips": 1}, "pattern random: 1 words read back wrong"),
         ({"allocations_most": 8 * MIB}, "coverage"),
         ({"lost_after": 3}, "CUDA_ERROR_UNKNOWN"),
-        ({"blind_unit": 1}, "every multiprocessor"),
+        ({"blind_unit": 1}, "every multiprocessor: 3 of 4"),
+        ({"blind_compare": 1}, "the comparison does not see"),
+        ({"registers": 248}, "248 registers a thread, 0 bytes spilled"),
+        ({"spills": 8}, "255 registers a thread, 8 bytes spilled"),
         ({"capability": 61}, "older than 7.5"),
         ({"held": 1}, "processes still hold the device: 1"),
         ({"shown_by": 1}, "processes still hold the device: 1"),
@@ -74,6 +77,18 @@ def test_every_planted_failure_is_told(machine, planted, words):
     assert words in "; ".join(report.failures)
 
 
+def test_a_limit_that_the_driver_does_not_take_is_no_failure(machine):
+    report = wipe(machine.card(refuses_limit=1))  # the printf buffer's, as an H100's driver does
+    assert report.ok, report.failures
+
+
+def test_what_was_not_reached_is_told(machine):
+    report = wipe(machine.card())
+    assert (report.context_bytes, report.rest_bytes) == (0, 2 * 65536)  # the tally's page and the marks'
+    held = wipe(machine.card(allocations_most=8 * MIB))
+    assert held.rest_bytes > 8 * MIB
+
+
 def test_a_context_held_elsewhere_is_no_wipe(machine):
     uuid = machine.card()
     with subprocess.Popen([sys.executable, "-c", HOLDER, uuid, str(MIB), "60"], stdout=subprocess.PIPE, text=True) as other:
@@ -82,6 +97,7 @@ def test_a_context_held_elsewhere_is_no_wipe(machine):
         # Nor is it where NVML was asked too early: the missing memory tells.
         late = wipe_device(facts_of(inventory().gpus[0]))
         other.kill()
+    assert late.context_bytes == MIB + 2 * 65536
     assert f"processes still hold the device: {other.pid}" in report.failures
     assert not late.ok
     assert late.coverage < 0.95

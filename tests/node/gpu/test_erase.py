@@ -6,10 +6,25 @@ import sys
 
 import pytest
 
+from sandbox.cli.node import _percent
 from sandbox.node.gpu.device import DeviceFacts
-from sandbox.node.gpu.erase import SMALLEST_BLOCK, erase
+from sandbox.node.gpu.erase import SMALLEST_BLOCK, erase, share
 from sandbox.node.gpu.vram import wipe_device
-from tests.node.gpu.ram_device import MIB, AliasesBlocks, CorruptsLocalMemory, FlipsAWord, IsLost, MissesAUnit, RamDevice, SkipsABlock
+from tests.node.gpu.ram_device import (
+    MIB,
+    AliasesBlocks,
+    AllocatesAtFirstLaunch,
+    ChangesLate,
+    ComparesHalf,
+    CorruptsLocalMemory,
+    FlipsAWord,
+    IsLost,
+    MissesAUnit,
+    RamDevice,
+    ScrubsFewRegisters,
+    SkipsABlock,
+    SpillsRegisters,
+)
 
 SEED = 0x1234567890ABCDEF
 FACTS = DeviceFacts("RAM-0", "memory", "ram", MIB, 0, MIB, MIB, 1)
@@ -22,6 +37,7 @@ def test_a_good_device_is_wiped_whole_and_left_zero() -> None:
     assert report.failures == ()
     assert report.written_bytes == report.verified_bytes == 7 * MIB + SMALLEST_BLOCK
     assert report.coverage == 1.0
+    assert report.rest_bytes == 0
     assert report.residue_words_before == 1000
     assert [item.pattern for item in report.passes] == ["random", "zeros"]
     assert not any(block.any() for block in device.buffers)
@@ -37,15 +53,51 @@ def test_a_good_device_is_wiped_whole_and_left_zero() -> None:
         (IsLost(), "DEVICE_LOST"),
         (MissesAUnit(), "every multiprocessor"),
         (CorruptsLocalMemory(), "every multiprocessor"),
+        (ScrubsFewRegisters(), "248 registers a thread"),
+        (SpillsRegisters(), "16 bytes spilled"),
+        (ComparesHalf(), "the comparison does not see"),
+        (ChangesLate(), "1 words were not zero any more"),
         (RamDevice(0), "coverage"),
     ],
-    ids=["skipped block", "flipped word", "aliased blocks", "held elsewhere", "device lost", "unit missed", "local memory", "no memory"],
+    ids=[
+        "skipped block",
+        "flipped word",
+        "aliased blocks",
+        "held elsewhere",
+        "device lost",
+        "unit missed",
+        "local memory",
+        "few registers",
+        "spilled registers",
+        "blind comparison",
+        "changed late",
+        "no memory",
+    ],
 )
 def test_every_planted_failure_is_told(device: RamDevice, words: str) -> None:
     device.facts = DeviceFacts(**{**device.facts.__dict__, "largest_block": 4 * MIB})
     report = erase(device, SEED)
     assert not report.ok
     assert any(words in failure for failure in report.failures), report.failures
+
+
+def test_what_the_driver_allocates_at_a_first_launch_is_allocated_while_there_is_memory() -> None:
+    report = erase(AllocatesAtFirstLaunch(8 * MIB), SEED)
+    assert report.ok, report.failures
+    assert report.rest_bytes == SMALLEST_BLOCK
+
+
+def test_a_comparison_that_does_not_see_verifies_nothing() -> None:
+    report = erase(ComparesHalf(), SEED)
+    assert [item.mismatches for item in report.passes] == [0, 0]
+    assert (report.verified_bytes, report.coverage, report.rest_bytes) == (0, 0, 4 * MIB)
+
+
+def test_a_share_is_never_rounded_up() -> None:
+    assert share(10**9 - 1, 10**9) == 0.999999
+    assert share(5, 5) == 1
+    assert share(0, 0) == 0
+    assert [_percent(part) for part in (0.99996, 1, 0.999999, 0.0701, 0)] == ["99.99%", "100.00%", "99.99%", "7.01%", "0.00%"]
 
 
 def test_blocks_that_do_not_read_back_do_not_count_as_verified() -> None:

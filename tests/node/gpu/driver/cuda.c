@@ -9,6 +9,10 @@
  *   hangs NAME               launches of that kernel never end
  *   slow MICROSECONDS        each launch takes that long
  *   blind-unit 1             the local scrub never reaches the last multiprocessor
+ *   blind-compare 1          the comparison looks at the first half of a block only
+ *   refuses-limit LIMIT      that limit (CUlimit) cannot be set
+ *   registers COUNT          the local scrub was built with that many registers a thread (else 255)
+ *   spills BYTES             so many bytes of its values are in memory
  */
 #include "cards.h"
 
@@ -110,7 +114,11 @@ int cuDevicePrimaryCtxRelease(int device) { return cuDevicePrimaryCtxRelease_v2(
 int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned flags) { (void)device; (void)flags; return OK; }
 int cuCtxSetCurrent(void *context) { card = (int)(long)context - 1; return OK; }
 int cuCtxSynchronize(void) { return check(); }
-int cuCtxSetLimit(int limit, size_t value) { (void)limit; (void)value; return check(); }
+int cuCtxSetLimit(int limit, size_t value)
+{
+    (void)value;
+    return say(card, "refuses-limit") && (int)number(card, "refuses-limit", 0) == limit ? INVALID : check();
+}
 int cuCtxEnablePeerAccess(void *context, unsigned flags) { (void)context; (void)flags; return check(); }
 int cuDeviceCanAccessPeer(int *can, int one, int other) { *can = (int)number(one, "peers", 0) && one != other; return OK; }
 
@@ -167,6 +175,20 @@ int cuMemFree_v2(Address address)
             return OK;
         }
     return INVALID;
+}
+int cuMemGetInfo_v2(size_t *available, size_t *total)
+{
+    int code = check();
+    if (code != OK)
+        return code;
+    Table table = lock(card);
+    size_t pages = 0;
+    for (size_t page = 0; page < table.pages; page++)
+        pages += (size_t)gone(table.owner[page]);
+    *available = pages * PAGE;
+    *total = table.pages * PAGE;
+    unlock(table);
+    return OK;
 }
 static int inside(Address address, size_t size)
 {
@@ -242,6 +264,15 @@ int cuFuncSetAttribute(void *function, int attribute, int value)
     return check();
 }
 
+int cuFuncGetAttribute(int *value, int attribute, void *function)
+{
+    (void)function;
+    if (attribute != 3 && attribute != 4)
+        return INVALID;
+    *value = attribute == 4 ? (int)number(card, "registers", 255) : (int)number(card, "spills", 0);
+    return check();
+}
+
 static uint64_t word(uint64_t index, uint64_t seed, int high)
 {
     uint64_t z = (index + (seed | 1)) * 0x9e3779b97f4a7c15ull;
@@ -272,6 +303,8 @@ static int compare(void **arguments)
     uint32_t *tally = *(uint32_t **)arguments[3];
     if (!inside((Address)memory, pairs * 16) || !inside((Address)tally, 16))
         return 700;
+    if (number(card, "blind-compare", 0))
+        pairs /= 2;
     for (uint64_t index = 0; index < 2 * pairs; index++) {
         uint64_t wanted = word(index / 2, seed, (int)(index & 1));
         if (memory[index] == wanted)
@@ -419,7 +452,7 @@ static const struct { const char *name; void *entry; } ENTRIES[] = {
     ENTRY_V2(cuDeviceGetUuid), ENTRY(cuDeviceGetAttribute), ENTRY(cuDevicePrimaryCtxRetain), ENTRY_V2(cuDevicePrimaryCtxRelease),
     ENTRY_V2(cuDevicePrimaryCtxSetFlags), ENTRY(cuCtxSetCurrent), ENTRY(cuCtxSynchronize), ENTRY(cuCtxSetLimit),
     ENTRY(cuCtxEnablePeerAccess), ENTRY(cuDeviceCanAccessPeer), ENTRY_V2(cuMemAlloc), ENTRY_V2(cuMemFree), ENTRY_V2(cuMemcpyHtoD),
-    ENTRY_V2(cuMemcpyDtoH), ENTRY_V2(cuMemcpyDtoD), ENTRY(cuMemcpyPeer), ENTRY_V2(cuMemsetD32), ENTRY(cuMemHostAlloc),
+    ENTRY_V2(cuMemGetInfo), ENTRY(cuFuncGetAttribute), ENTRY_V2(cuMemcpyDtoH), ENTRY_V2(cuMemcpyDtoD), ENTRY(cuMemcpyPeer), ENTRY_V2(cuMemsetD32), ENTRY(cuMemHostAlloc),
     ENTRY(cuMemFreeHost), ENTRY(cuModuleLoadData), ENTRY(cuModuleUnload), ENTRY(cuModuleGetFunction), ENTRY(cuFuncSetAttribute),
     ENTRY(cuLaunchKernel), ENTRY(cuGetErrorName), ENTRY(cuGetErrorString), ENTRY_V2(cuGetProcAddress),
 };
