@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,14 +15,29 @@ from hypothesis import settings
 
 from attestation.log.bucket import Bucket
 from sandbox.node.engine import DEFAULT_SOCKET
+from tests.alone import turn
 from tests.postgres import PostgresServer, find_binaries
 
 # Timing belongs to benches: a busy machine must not fail a property.
 settings.register_profile("sealrig", deadline=None)
 settings.load_profile("sealrig")
 
+# No test talks to a stranger over TLS. Without this each HTTP client, here and in every program that a test starts, first reads the
+# machine's 140 certificate authorities, which takes longer than what most of them then ask.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = "/nonexistent"
+
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = ROOT.parent / "shared" / "vectors"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of a test's timeout begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that changes the machine wait for its turn."""
+    if os.geteuid() != 0 or not any(map(item.get_closest_marker, ("docker", "root"))):
+        return (yield)
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

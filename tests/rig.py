@@ -28,6 +28,8 @@ from tests.patience import PATIENCE
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
+LOOK_SECONDS = 5.0
+"""How long one question for a lease's next state is held open: looking again and again takes a processor from what is waited for."""
 _PERSONAL = ("SEALRIG_SERVER", "SEALRIG_TOKEN", "SEALRIG_KEY", "SEALRIG_TRUST", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
 
 
@@ -104,7 +106,7 @@ class Person:
 
     def __init__(self, home: Path, url: str) -> None:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.home, self.key, self.trust = home, home / "id", home / "TRUST.yaml"
+        self.home, self.key, self.trust, self.token = home, home / "id", home / "TRUST.yaml", ""
         self.env = {
             "SEALRIG_SERVER": url, "SEALRIG_KEY": str(self.key), "SEALRIG_TRUST": str(self.trust), "XDG_CONFIG_HOME": str(home / "config"),
             "XDG_STATE_HOME": str(home / "state"),
@@ -121,7 +123,17 @@ class Person:
     def login(self, token: str) -> Self:
         """Keep a token."""
         self.run("config", "login", self.env["SEALRIG_SERVER"], "--token-file", "-", stdin=f"{token}\n".encode()).ok()
+        self.token = token
         return self
+
+    def wait_change(self, lease: str, state: str, seconds: float) -> None:
+        """Let the server say when a lease is in another state; return after ``seconds`` at most, at once where there is no server."""
+        params: dict[str, str | float] = {"since": state, "wait": seconds}
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(
+                f"{self.env['SEALRIG_SERVER']}/v1/leases/{lease}", params=params, headers={"Authorization": f"Bearer {self.token}"},
+                timeout=seconds + 10,
+            )  # fmt: skip
 
     def spawn(self, name: str, *args: object) -> Program:
         """Run ``sealrig`` as a process of its own."""
@@ -175,9 +187,12 @@ class Rig:
             person.run("key", "new", person.key).ok()
         return person
 
-    def add_node(self, name: str = "node", *, slots: int = 2) -> str:
-        """Make a node, start it, wait until the server knows it, and return its id."""
+    def add_node(self, name: str = "node", *, slots: int = 2, cpus: int | None = None) -> str:
+        """Make a node, start it, wait until the server knows it, and return its id. ``cpus`` is what it says it has, not the machine's."""
         node = self.make_node(name, slots=slots)
+        if cpus is not None:
+            with (self.folder / name / "node.yaml").open("a") as settings:
+                settings.write(f"cpus: {cpus}\n")
         self.start_node(name)
         self.wait_node(node, name)
         return node
@@ -223,7 +238,10 @@ class Rig:
 
         def look() -> dict[str, Any] | None:
             info: dict[str, Any] = person.json("lease", "show", lease)
-            return info if info["state"] in states else None
+            if info["state"] in states:
+                return info
+            person.wait_change(lease, info["state"], LOOK_SECONDS)
+            return None
 
         return self.wait_for(look, f"{lease} to be {' or '.join(states)}", seconds=seconds)  # type: ignore[no-any-return]
 

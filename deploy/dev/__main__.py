@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
 
 from engine import ensure_engine
 from environment import ensure_environment
 from node import ensure_node_packages
-from system import BENCH_TOOLS, TEST_TOOLS, VM_TOOLS, Refusal, ensure_more_tools, ensure_tools, find, install, prefix_root, run
+from system import BENCH_TOOLS, TEST_TOOLS, TOOLS, VM_TOOLS, Refusal, ensure_more_tools, ensure_tools, find, install, prefix_root, run
 
 _MACHINE = "docker or root"
 """Marks of the tests that change the machine: containers, mounts, namespaces."""
+_PARTS = (["-m", _MACHINE, "tests/attacks"], ["-m", _MACHINE, "--ignore=tests/attacks"], ["-m", f"not ({_MACHINE})"])
+"""What runs side by side, for most of the time is waiting; ``tests/alone.py`` keeps those apart that would disturb each other."""
 ROOT = Path(__file__).resolve().parents[2]
 USAGE = """usage: ./dev COMMAND
 
@@ -39,11 +43,14 @@ def demo(words: Sequence[str]) -> int:
 def test(words: Sequence[str]) -> int:
     """Run the tests, with coverage; the exit code is the tests' own, or the coverage's where they pass.
 
-    Those that change the machine run one after the other; the rest runs beside them and shows what it printed afterwards. With ``words``
-    one pytest runs them, without coverage: a chosen part says nothing about the whole.
+    The parts run side by side; the first is seen as it runs, the others show what they printed afterwards. With ``words`` one pytest runs
+    them, without coverage: a chosen part says nothing about the whole.
     """
-    ensure_more_tools(TEST_TOOLS)  # before the engine starts, which takes up runsc where there is one
-    _node_packages()
+    with ThreadPoolExecutor() as pool:  # packages of the system and of Python come from different places
+        python = pool.submit(ensure_environment, ROOT)
+        ensure_more_tools({**TOOLS, **TEST_TOOLS})  # before the engine starts, which takes up runsc where there is one
+        _node_packages()
+        python.result()
     _machine()
     env = _environment()
     pytest = prefix_root([str(_bin("python")), "-m", "pytest"])
@@ -51,16 +58,21 @@ def test(words: Sequence[str]) -> int:
         return run([*pytest, *words], env=env)
     coverage = prefix_root([str(_bin("coverage"))])
     run([*coverage, "erase"], env=env)
-    halves = [[*coverage, "run", "-m", "pytest", "--durations=15", "-m", marks] for marks in (_MACHINE, f"not ({_MACHINE})")]
-    with tempfile.TemporaryFile() as kept:
-        with subprocess.Popen(halves[1], env=env, stdout=kept, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL) as beside:
-            first = run(halves[0], env=env)
-        kept.seek(0)
-        shutil.copyfileobj(kept, sys.stdout.buffer)
-        sys.stdout.flush()
+    first, *others = ([*coverage, "run", "-m", "pytest", "--durations=15", *part] for part in _PARTS)
+    with ExitStack() as stack:
+        beside = []
+        for command in others:
+            kept = stack.enter_context(tempfile.TemporaryFile())
+            beside.append((stack.enter_context(Popen(command, env=env, stdout=kept, stderr=STDOUT, stdin=DEVNULL)), kept))
+        codes = [run(first, env=env)]
+        for process, kept in beside:
+            codes.append(process.wait())
+            kept.seek(0)
+            shutil.copyfileobj(kept, sys.stdout.buffer)
+            sys.stdout.flush()
     run([*coverage, "combine", "-q"], env=env)
     report = run([*coverage, "report"], env=env)
-    return first or beside.returncode or report
+    return next(filter(None, codes), report)
 
 
 def lint(words: Sequence[str]) -> int:
@@ -138,8 +150,12 @@ def _bin(name: str) -> Path:
 
 
 def _environment() -> dict[str, str]:
+    # Compiled modules are kept, whatever this machine's habit, and out of the tree. Without them each of the hundreds of programs that the
+    # tests start compiles itself and all that it imports first, which takes longer than the rest of its start.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **os.environ,
+        **kept,
+        "PYTHONPYCACHEPREFIX": str(ROOT / ".dev" / "pycache"),
         "VIRTUAL_ENV": str(ROOT / ".venv"),
         "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
     }

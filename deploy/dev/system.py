@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
@@ -51,6 +52,7 @@ VM_TOOLS = {
 BENCH_TOOLS = {"age": "age", "gocryptfs": "gocryptfs"}
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
 _updated = False
+_installing = threading.Lock()
 
 
 class Refusal(Exception):  # noqa: N818  (what a person reads, not a fault of the program)
@@ -102,15 +104,25 @@ def ensure_tools() -> None:
 
 def ensure_more_tools(tools: Mapping[str, str]) -> None:
     """Install what tests or measurements call beyond that; a distribution that lacks one of them is told of, and no obstacle."""
-    for package in sorted({package for tool, package in tools.items() if find(tool) is None}):
-        try:
-            install(package.split())
-        except Refusal as refusal:
-            say(f"going on without {package}: {refusal}")
+    missing = sorted({package for tool, package in tools.items() if find(tool) is None})
+    try:
+        install([word for package in missing for word in package.split()])  # all at once: each run of apt-get takes its time
+    except Refusal as refusal:
+        say(f"one by one then: {refusal}")
+        for package in missing:
+            try:
+                install(package.split())
+            except Refusal as lacking:
+                say(f"going on without {package}: {lacking}")
 
 
 def install(packages: Sequence[str]) -> None:
     """Install Debian packages, once the lists are fresh; nothing to install costs nothing. Raises ``Refusal``."""
+    with _installing:
+        _install(packages)
+
+
+def _install(packages: Sequence[str]) -> None:
     global _updated  # noqa: PLW0603  (one refresh of the lists a run)
     if not packages:
         return

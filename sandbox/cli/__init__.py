@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,10 +61,7 @@ class _Lazy(TyperGroup):
 
     def load(self) -> TyperCommand | TyperGroup:
         """Import the real command and give it the flags that all commands have."""
-        found = [_resolve(place) for place in self._places.split() if _exists(place)]
-        command = _merge(str(self.name), str(self.help), found)
-        _share_flags(command)
-        return command
+        return _load(str(self.name), str(self.help), self._places)
 
 
 class _Root(TyperGroup):
@@ -78,6 +76,13 @@ class _Root(TyperGroup):
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
+
+
+@cache  # making a group out of its functions takes longer than most commands; a process that runs several makes each once
+def _load(name: str, summary: str, places: str) -> TyperCommand | TyperGroup:
+    command = _merge(name, summary, [_resolve(place) for place in places.split() if _exists(place)])
+    _share_flags(command)
+    return command
 
 
 def _exists(place: str) -> bool:
@@ -124,14 +129,20 @@ def _share_flags(command: Any) -> None:  # noqa: ANN401  (typer's own types are 
     command.rich_markup_mode = None
     # A group that does something of its own without a subcommand takes the flags too.
     if not isinstance(command, TyperGroup) or command.invoke_without_command:
-        template = typer.Typer(add_completion=False)
-        template.command()(_flags)
-        for flag in typer.main.get_command(template).params:
-            flag.expose_value = False
-            command.params.append(flag)
+        command.params.extend(_shared_flags())
     if isinstance(command, TyperGroup):
         for child in command.commands.values():
             _share_flags(child)
+
+
+@cache
+def _shared_flags() -> tuple[Any, ...]:
+    template = typer.Typer(add_completion=False)
+    template.command()(_flags)
+    flags = tuple(typer.main.get_command(template).params)
+    for flag in flags:
+        flag.expose_value = False
+    return flags
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -28,6 +28,7 @@ from sandbox.control.settings import ControlSettings
 from sandbox.control.store import BundleStore
 from sandbox.control.store.url import open_store
 from sandbox.errors import UsageError
+from sandbox.wire import PollAnswer
 
 Clock = Callable[[], datetime]
 logger = structlog.get_logger("sealrig.control")
@@ -50,6 +51,8 @@ class Control:
     quorum: Quorum | None
     vkey: str
     now: Clock
+    told: dict[str, PollAnswer] = field(default_factory=dict)
+    """What each node was told last, in RAM only: one that is missed is told at once."""
 
     def acknowledge(self, *topics: str) -> None:
         """Return once all committed changes are in the audit log, then wake those who wait for ``topics``."""

@@ -17,6 +17,7 @@ from sandbox.node.engine import Engine
 from tests.node.rig import docker_url
 from tests.rig import Person, Rig
 
+SLOTS = 6
 PYTHON = "/usr/local/bin/python3"
 JOB = """\
 apiVersion: sealrig/v1
@@ -73,7 +74,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     image = ensure_image(engine)
     engine.close()
     with Rig(folder, docker_host=docker_url()) as rig:
-        rig.add_node(slots=4)
+        # More processors than most machines have, so that jobs run side by side: what they attack is not the sharing of processors.
+        rig.add_node(slots=SLOTS, cpus=SLOTS)
         yield House(rig, image, folder)
 
 

@@ -76,6 +76,24 @@ def test_nothing_missing_installs_nothing(monkeypatch):
     system.ensure_tools()
 
 
+def test_more_tools_are_installed_at_once_and_one_by_one_where_a_distribution_lacks_one(monkeypatch, capfd):
+    asked = []
+
+    def install(packages):
+        asked.append(list(packages))
+        if "lacking" in packages:
+            raise system.Refusal("no such package")
+
+    monkeypatch.setattr(system, "install", install)
+    monkeypatch.setattr(system, "find", lambda tool: "/usr/bin/there" if tool == "there" else None)
+    system.ensure_more_tools({"there": "present", "gcc": "gcc libc6-dev", "age": "age"})
+    assert asked == [["age", "gcc", "libc6-dev"]]
+    asked.clear()
+    system.ensure_more_tools({"gcc": "gcc libc6-dev", "none": "lacking", "age": "age"})
+    assert asked == [["age", "gcc", "libc6-dev", "lacking"], ["age"], ["gcc", "libc6-dev"], ["lacking"]]
+    assert "going on without lacking: no such package" in capfd.readouterr().err
+
+
 def test_without_apt_the_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(system, "find", lambda _tool: None)
     with pytest.raises(system.Refusal, match=r"no apt-get: .*e2fsprogs.*install them"):

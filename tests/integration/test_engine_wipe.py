@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.root]
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     monkeypatch.setattr(base, "UNMOUNT_SECONDS", 0.5)
+    monkeypatch.setattr(base, "HOLDERS_SECONDS", 0.5)
     monkeypatch.setattr(fscrypt, "KEY_SECONDS", 0.5)
 
 
@@ -83,6 +84,7 @@ def test_a_file_that_is_still_open_keeps_the_key_in_the_kernel(node_rig):
     assert node_rig.leftovers() == []
 
 
+@pytest.mark.alone  # the copy holds every mount of the machine, those of other nodes' leases too
 def test_a_mount_namespace_that_still_has_the_scratch(node_rig):
     node_rig.control.policy += b"  scratch: {kind: tmpfs}\n"
     with node_rig.running():

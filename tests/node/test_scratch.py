@@ -123,8 +123,10 @@ def test_an_open_file_is_no_proof(opened, monkeypatch):
 
 
 @needs_root
+@pytest.mark.alone  # the copy holds every mount of the machine, those of other nodes' leases too
 def test_a_process_with_its_own_mount_namespace_is_no_proof(opened, monkeypatch):
     monkeypatch.setattr(base, "UNMOUNT_SECONDS", 0.2)
+    monkeypatch.setattr(base, "HOLDERS_SECONDS", 0.2)
     monkeypatch.setattr(fscrypt, "KEY_SECONDS", 0.2)
     monkeypatch.setattr(dmcrypt, "CLOSE_SECONDS", 0.2)
     scratch, folder = opened
@@ -138,6 +140,17 @@ def test_a_process_with_its_own_mount_namespace_is_no_proof(opened, monkeypatch)
     holder.wait()
     assert failed
     assert _all_ok(scratch.destroy(folder))
+
+
+@needs_root
+@pytest.mark.alone
+def test_a_copy_of_the_mounts_that_goes_away_again_is_waited_for(opened, monkeypatch):
+    monkeypatch.setattr(base, "UNMOUNT_SECONDS", 0.2)
+    scratch, folder = opened
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as starting:
+        starting.stdout.readline()
+        assert _all_ok(scratch.destroy(folder))
 
 
 @needs_root

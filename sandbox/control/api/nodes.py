@@ -27,6 +27,8 @@ from sandbox.wire import (
 )
 
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"])
+_NOTHING = PollAnswer(assignments=(), node_state="ready")
+"""What a node knows that was told nothing yet."""
 
 
 @router.get("")
@@ -71,16 +73,16 @@ def restore(node: NodeId, control: ControlDep, caller: Operator) -> NodeInfo:
 
 @router.post("/{node}/poll")
 async def poll(node: NodeId, request: PollRequest, control: ControlDep, caller: NodeCaller) -> PollAnswer:
-    """Take work. With ``wait``, the answer comes when something is other than when the node last asked."""
-    first = await run_in_threadpool(nodes.take_work, control, caller, node, request)
-    if request.wait == 0 or {each.lease for each in first.assignments} != set(request.held):
-        return first
+    """Take work. With ``wait``, the answer comes when something is other than what the node was told last."""
 
     async def news() -> PollAnswer | None:
         answer = await run_in_threadpool(nodes.take_work, control, caller, node, request)
-        return answer if answer != first else None
+        known = {each.lease for each in answer.assignments} == set(request.held)
+        return None if known and answer == control.told.get(node, _NOTHING) else answer
 
-    return await control.bell.wait_for(("queue", f"node:{node}"), news, request.wait) or first
+    found = await control.bell.wait_for(("queue", f"node:{node}"), news, request.wait)
+    control.told[node] = answer = found or control.told.get(node, _NOTHING)
+    return answer
 
 
 @router.post("/{node}/leases/{lease}/report")

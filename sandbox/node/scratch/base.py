@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sandbox.node.plan import ScratchKind
 
 UNMOUNT_SECONDS = 5.0
+HOLDERS_SECONDS = 20.0
+"""How long a copy of the mounts in another namespace is waited for: a container that starts has one until it has its own root, which
+takes seconds on a busy host."""
 _RETRY_SECONDS = 0.1
 
 
@@ -90,7 +93,7 @@ def unmount_all(folder: LeaseFolder, *, keep: Path | None = None) -> Iterator[Pr
         found = [item for item in kernel.mounts_under(folder.data) if item.point != keep]
         if found:
             time.sleep(_RETRY_SECONDS)
-    holders = [] if keep else _holders(devices, deadline)
+    holders = [] if keep else _holders(devices, deadline if found else time.monotonic() + HOLDERS_SECONDS)
     seen = f"{len(found)} mounts left ({problem})" if found else f"0 mounts left; held by {', '.join(holders) or 'no mount namespace'}"
     yield Proof(
         "mounts" if keep else "mounts-gone",
