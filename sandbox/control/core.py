@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import structlog
@@ -27,6 +27,7 @@ from sandbox.control.metrics import Metrics
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store import BundleStore
 from sandbox.control.store.url import open_store
+from sandbox.control.uploading import Uploading
 from sandbox.errors import UsageError
 
 Clock = Callable[[], datetime]
@@ -50,6 +51,7 @@ class Control:
     quorum: Quorum | None
     vkey: str
     now: Clock
+    uploading: Uploading = field(default_factory=Uploading)
 
     def acknowledge(self, *topics: str) -> None:
         """Return once all committed changes are in the audit log, then wake those who wait for ``topics``."""

@@ -329,10 +329,10 @@ def test_a_full_disk_is_told_and_the_upload_goes_on_once_there_is_room(house: Ho
             room -= len(data)
         return real(fd, data)
 
-    monkeypatch.setattr("sandbox.control.api.uploads.os.write", write)
+    monkeypatch.setattr("sandbox.control.receiving.os.write", write)
     answer = customer.send(place, 0, bundle.raw)
     assert (answer.status_code, code(answer)) == (507, "storage-full")
-    monkeypatch.setattr("sandbox.control.api.uploads.os.write", real)
+    monkeypatch.setattr("sandbox.control.receiving.os.write", real)
     assert offset_of(customer, place) == 7_000
     assert customer.send(place, 7_000, bundle.raw[7_000:]).status_code == 204
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw

@@ -9,24 +9,20 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from sandbox.control import uploads
 from sandbox.control.api.auth import ControlDep, Reader
-from sandbox.control.core import Control
-from sandbox.control.errors import ChecksumError, OffsetError, UploadError, UploadLockedError, storage_error
-from sandbox.errors import InputError, LimitError
+from sandbox.control.errors import OffsetError, UploadError
+from sandbox.control.receiving import Checksum, receive
+from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest
 
 VERSION = "1.0.0"
-BATCH_BYTES = 1024 * 1024
 MAX_METADATA_CHARS = 4096
 _ALGORITHMS = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha512": hashlib.sha512}  # sha1 is what tus demands of every server
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -77,19 +73,24 @@ def create(request: Request, control: ControlDep, caller: Reader) -> Response:
             fix="leave it out, or send the lease's id",
         )
     upload = uploads.create(control, caller, size=size, digest=digest, lease=lease)
-    if size == 0:
-        uploads.finish(control, upload.id)
-    headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": "0"}
+    if upload.offset == size and not upload.done:
+        with control.uploading.hold(upload.id):
+            uploads.finish(control, upload.id)
+    headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": str(upload.offset)}
     return Response(status_code=201, headers={**_TUS, **headers})
 
 
 @router.head("/{upload}")
 def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
-    """Say how many bytes are there. One that is whole but was cut short of becoming a bundle becomes one now."""
+    """Say how many bytes are there. All of them are once the bundle is stored: one that is whole but not stored becomes a bundle now.
+
+    While another request is at that, this one is refused as locked, so that no client takes an unverified bundle for a stored one.
+    """
     _require_version(request)
     found = uploads.find(control, caller, upload)
-    if found.offset == found.size and upload not in _busy(request):
-        uploads.finish(control, upload)
+    if found.offset == found.size and not found.done:
+        with control.uploading.hold(upload):
+            uploads.finish(control, upload)
     headers = {
         "Upload-Offset": str(found.offset),
         "Upload-Length": str(found.size),
@@ -112,17 +113,7 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
         )
     start = _number(request, "upload-offset")
     checksum = _checksum(request.headers.get("upload-checksum"))
-    busy = _busy(request)
-    if upload in busy:
-        raise UploadLockedError(
-            "another request is writing to this upload",
-            rule="upload-lock",
-            seen="locked",
-            wanted="one request at a time",
-            fix="try again in a moment",
-        )
-    busy.add(upload)
-    try:
+    with control.uploading.hold(upload):
         found = await run_in_threadpool(uploads.find, control, caller, upload)
         if start != found.offset:
             raise OffsetError(
@@ -132,96 +123,25 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
                 wanted=str(found.offset),
                 fix="ask with HEAD, then send from there",
             )
-        try:
-            offset = await _receive(control, found, request.stream(), checksum)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it; the bytes that came are kept
-        if offset == found.size:
+        received = await receive(control, found, request.stream(), checksum)
+        expires = found.expires_at_http
+        if received.offset > start:
+            expires = await run_in_threadpool(uploads.extend, control, found)
+        if received.cut:
+            return Response(status_code=400)  # nobody is there to read it
+        if received.offset == found.size:
             await run_in_threadpool(uploads.finish, control, upload)
-    finally:
-        busy.discard(upload)
-    return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(offset), "Upload-Expires": found.expires_at_http})
+    return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(received.offset), "Upload-Expires": expires})
 
 
 @router.delete("/{upload}", status_code=204)
 def terminate(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
     """Give an upload up."""
     _require_version(request)
-    uploads.find(control, caller, upload)
-    if upload in _busy(request):
-        raise UploadLockedError(
-            "another request is writing to this upload",
-            rule="upload-lock",
-            seen="locked",
-            wanted="one request at a time",
-            fix="try again in a moment",
-        )
-    uploads.drop(control, upload)
+    with control.uploading.hold(upload):
+        uploads.find(control, caller, upload)
+        uploads.drop(control, upload)
     return Response(status_code=204, headers=_TUS)
-
-
-async def _receive(control: Control, upload: uploads.Upload, stream: AsyncIterator[bytes], checksum: tuple[Any, bytes] | None) -> int:
-    """Append a stream to the upload's file, durably; return the new offset.
-
-    Bytes over the announced length are refused. With a checksum it is all or nothing, as tus demands.
-    """
-    whole = False
-    try:
-        fd = os.open(upload.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return upload.offset  # its bytes are in the store already; the digest still decides in ``finish``
-    offset = upload.offset
-    try:
-        batch = bytearray()
-        async for piece in stream:
-            batch += piece
-            if offset + len(batch) > upload.size:
-                raise LimitError(
-                    "more bytes than the upload announced",
-                    rule="upload-length",
-                    seen=f"over {upload.size} bytes",
-                    wanted=f"{upload.size} bytes",
-                    fix="start it again",
-                )
-            if len(batch) >= BATCH_BYTES:
-                offset += await run_in_threadpool(_write, fd, batch, checksum)
-                batch = bytearray()
-        offset += await run_in_threadpool(_write, fd, batch, checksum)
-        if checksum is not None and checksum[0].digest() != checksum[1]:
-            raise ChecksumError(
-                "the bytes do not have the checksum that came with them",
-                rule="upload-checksum",
-                seen=checksum[0].hexdigest()[:16],
-                wanted=checksum[1].hex()[:16],
-                fix="send this piece again",
-            )
-        whole = True
-    except OSError as error:
-        raise storage_error(error, "the upload folder") from error
-    finally:
-        try:
-            if checksum is not None and not whole:
-                os.ftruncate(fd, upload.offset)
-            await run_in_threadpool(os.fsync, fd)
-        finally:
-            os.close(fd)
-    control.metrics.upload_bytes.inc(offset - upload.offset)
-    return offset
-
-
-def _write(fd: int, data: bytearray, checksum: tuple[Any, bytes] | None) -> int:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.write(fd, view[done:])
-    if checksum is not None:
-        checksum[0].update(data)
-    return done
-
-
-def _busy(request: Request) -> set[str]:
-    busy: set[str] = request.app.state.uploads_busy
-    return busy
 
 
 def _require_version(request: Request) -> None:
@@ -249,14 +169,14 @@ def _metadata(text: str) -> dict[str, str]:
     return found
 
 
-def _checksum(text: str | None) -> tuple[Any, bytes] | None:
+def _checksum(text: str | None) -> Checksum | None:
     if text is None:
         return None
     name, _, value = text.partition(" ")
     if name not in _ALGORITHMS:
         raise _bad("this checksum is not supported", 400, name[:20], ", ".join(_ALGORITHMS))
     try:
-        return _ALGORITHMS[name](usedforsecurity=False), base64.b64decode(value, validate=True)
+        return Checksum(_ALGORITHMS[name](usedforsecurity=False), base64.b64decode(value, validate=True))
     except binascii.Error as error:
         raise _bad("the checksum is not base64", 400, value[:40], "base64") from error
 
