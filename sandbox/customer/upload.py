@@ -1,7 +1,8 @@
 """Resumable upload of one bundle (tus 1.0.0, https://tus.io/protocols/resumable-upload): never a byte twice that the server has.
 
 The address of an unfinished upload is remembered, so that a later ``push`` of the same file goes on where this one stopped. What
-is not a sealed bundle is never uploaded.
+is not a sealed bundle is never uploaded. An upload counts as done once the server shows the bundle, and not when it has all bytes: it
+hashes and stores them first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from attestation.signing import b64encode
 from sandbox.customer.client import Client
 from sandbox.customer.http import FIRST_PAUSE, LONGEST_PAUSE, RemoteError
 from sandbox.customer.state import State
-from sandbox.errors import BundleError, InputError, NotFoundError, SealrigError, ServerError, StateError
+from sandbox.errors import BundleError, BundleTamperedError, InputError, NotFoundError, SealrigError, ServerError, StateError
 from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 from sandbox.sealing.hashing import bundle_digest
 
@@ -23,10 +24,12 @@ TUS_VERSION = "1.0.0"
 PIECE_BYTES = 64 * 1024 * 1024
 """One PATCH; the server acknowledges each durably."""
 CHUNK_BYTES = 1024 * 1024
+LOCKED = 423
 PATIENCE_SECONDS = 120.0
 """How long an upload goes on trying without one more byte acknowledged; long enough for a server's restart."""
 
 Progress = Callable[[int, int], None]
+_PASSING = {"offset-mismatch", "upload-locked", "storage-unavailable"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def push(
     """Upload the bundle at ``path`` unless the server has it.
 
     ``hashing`` and ``progress`` are called with bytes done and in all. Raises ``BundleError`` for what is no bundle, the server's
-    refusal, or ``ServerError`` once ``patience`` seconds have passed without progress; a later call resumes.
+    refusal, or ``ServerError`` once ``patience`` seconds have passed without progress; a later call resumes. Hashing and storing on the
+    server count as progress.
     """
     first = _first_bytes(path)
     size = path.stat().st_size
@@ -88,23 +92,28 @@ class _Upload:
         self._client, self._path, self._state = client, path, state
         self._digest, self._size, self._progress = digest, size, progress
         self._sent = 0
+        self._whole = False
 
     def run(self, patience: float) -> int:
-        """Send what is missing; return the bytes sent. Retries while bytes get through at least every ``patience`` seconds."""
+        """Send what is missing, wait for the bundle, return the bytes sent. Retries while there is progress every ``patience`` seconds."""
         offset = -1
         pause = FIRST_PAUSE
         deadline = time.monotonic() + patience
         while True:
             try:
                 location, there = self._where()
+                self._whole = self._whole or there == self._size
                 if there > offset:
                     offset, pause, deadline = there, FIRST_PAUSE, time.monotonic() + patience
                 self._progress(offset, self._size)
                 while offset < self._size:
                     offset = self._piece(location, offset)
                     pause, deadline = FIRST_PAUSE, time.monotonic() + patience
-            except (ServerError, StateError, RemoteError) as error:
-                if not _passing(error) or time.monotonic() + pause > deadline:
+                self._client.bundle(self._digest)
+            except (ServerError, StateError, RemoteError, NotFoundError) as error:
+                if _at_work(error):
+                    self._whole, deadline = True, time.monotonic() + patience
+                elif not _passing(error) or time.monotonic() + pause > deadline:
                     raise
                 self._client.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -122,6 +131,8 @@ class _Upload:
                 if isinstance(error, ServerError) and not _head_refused(error):
                     raise
                 self._state.forget_upload(self._client.base, self._digest)
+                if self._whole:
+                    raise self._given_up() from error
             else:
                 return location, _offset(answer.headers.get("upload-offset"), self._size)
         metadata = f"digest {b64encode(self._digest.encode())},filetype {b64encode(b'application/vnd.sealrig.bundle')}"
@@ -137,6 +148,7 @@ class _Upload:
     def _piece(self, location: str, offset: int) -> int:
         """Send one PATCH from ``offset`` and return the offset that the server acknowledges."""
         end = min(offset + PIECE_BYTES, self._size)
+        self._whole = end == self._size
         answer = self._client.request(
             "PATCH",
             location,
@@ -154,6 +166,16 @@ class _Upload:
                 "the server acknowledged nothing", rule="tus-offset", seen=str(there), wanted=f"over {offset}", fix="push again"
             )
         return there
+
+    def _given_up(self) -> BundleError:
+        """Return the error for an upload that ended without a bundle after its last byte: sending it all again would end likewise."""
+        return BundleTamperedError(
+            "the server had all bytes of the upload and gave it up: they were not those of the bundle",
+            rule="upload-digest",
+            seen="no bundle",
+            wanted=self._digest,
+            fix="check that nothing changes the file ('sealrig inspect'), then push again",
+        )
 
     def _bytes(self, offset: int, end: int) -> Iterator[bytes]:
         with self._path.open("rb") as file:
@@ -178,7 +200,12 @@ def _offset(text: str | None, size: int) -> int:
 
 def _passing(error: SealrigError) -> bool:
     """Say whether trying again can help: the server is away or busy, or has another offset than we thought."""
-    return isinstance(error, (ServerError, StateError)) or error.code in {"offset-mismatch", "upload-locked", "storage-unavailable"}
+    return isinstance(error, (ServerError, StateError, NotFoundError)) or error.code in _PASSING
+
+
+def _at_work(error: SealrigError) -> bool:
+    """Say whether the server is hashing or storing what it has: to a HEAD, which has no body, it then answers that the upload is locked."""
+    return isinstance(error, ServerError) and error.details.get("status") == LOCKED
 
 
 def _head_refused(error: ServerError) -> bool:
