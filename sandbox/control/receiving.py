@@ -48,7 +48,9 @@ async def receive(control: Control, upload: Upload, stream: AsyncIterator[bytes]
         fd = os.open(upload.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     except FileNotFoundError:
         return Received(upload.offset, cut=False)  # its bytes are in the store already; the digest still decides in ``finish``
-    tail = _Tail(fd, upload.offset, control.uploading.hash_at(upload.id, upload.offset), checksum)
+    # A part's own digest is of no use to anybody.
+    state = None if upload.is_part else control.uploading.hash_at(upload.id, upload.offset)
+    tail = _Tail(fd, upload.offset, state, checksum)
     keep, cut = checksum is None, False
     try:
         try:

@@ -24,6 +24,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sandbox.control.access import Caller
+from sandbox.control.assembling import assemble
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, BundleRow, LeaseRow, TenantRow, UploadRow
 from sandbox.control.errors import UploadExpiredError, UploadLockedError, storage_error
@@ -43,7 +44,10 @@ logger = structlog.get_logger("sealrig.control")
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload as its owner sees it. Sizes in bytes; ``done`` once the bundle is in the store."""
+    """An upload as its owner sees it. Sizes in bytes; ``done`` once the bundle is in the store.
+
+    ``parts`` names what it was joined from; ``is_part`` says that it is to be joined, and no bundle by itself.
+    """
 
     id: str
     size: int
@@ -51,17 +55,23 @@ class Upload:
     path: Path
     expires_at_http: str
     done: bool
+    is_part: bool
+    parts: tuple[str, ...]
+
+    @property
+    def due(self) -> bool:
+        """Whether all bytes of a bundle are there that is not in the store yet."""
+        return self.offset == self.size and not self.done and not self.is_part
 
 
 def create(control: Control, caller: Caller, *, size: int, digest: str, lease: str | None) -> Upload:
     """Start an upload. A node uploads for a lease it holds, everybody else for its own tenant.
 
     A node that asks again for the same result of the same lease is given the upload that it has begun: it remembers no addresses.
-    Raises ``LimitError`` for too large, too many, or over the tenant's quota.
+    An empty digest starts a part. Raises ``LimitError`` for too large, too many, or over the tenant's quota.
     """
+    check_size(control, size)
     limits, at = control.settings.limits, control.now()
-    if size > limits.bundle_bytes:
-        raise _too_large(size, limits.bundle_bytes, "bundle-size")
     with control.database.write() as session:
         tenant = _owner(session, caller, lease, size)
         row = _begun(control, session, caller, (digest, size, lease)) if lease is not None else None
@@ -74,6 +84,7 @@ def create(control: Control, caller: Caller, *, size: int, digest: str, lease: s
                 digest=digest,
                 size=size,
                 lease=lease,
+                parts=[],
                 verified=False,
                 done=False,
                 created_at=at,
@@ -85,7 +96,7 @@ def create(control: Control, caller: Caller, *, size: int, digest: str, lease: s
             except OSError as error:
                 raise storage_error(error, "the upload folder") from error
             session.add(row)
-    return _upload(control, row)
+    return view(control, row)
 
 
 def _owner(session: Session, caller: Caller, lease_id: str | None, size: int) -> str:
@@ -144,7 +155,7 @@ def find(control: Control, caller: Caller, upload_id: str) -> Upload:
     with control.database.read() as session:
         row = session.get(UploadRow, upload_id)
     if row is None or not _may_use(caller, row):
-        raise _no_upload(upload_id)
+        raise no_upload(upload_id)
     if row.expires_at <= control.now():
         raise UploadExpiredError(
             "this upload waited too long",
@@ -153,24 +164,27 @@ def find(control: Control, caller: Caller, upload_id: str) -> Upload:
             wanted="a time to come",
             fix="start it again",
         )
-    return _upload(control, row)
+    return view(control, row)
 
 
 def _may_use(caller: Caller, row: UploadRow) -> bool:
     return row.owner == caller.token or (caller.role == "customer" and row.lease is None and row.tenant == caller.tenant)
 
 
-def _no_upload(upload_id: str) -> NotFoundError:
+def no_upload(upload_id: str) -> NotFoundError:
+    """Return the answer for an upload that does not exist, or not for this caller."""
     return NotFoundError("no such upload", rule="upload", seen=upload_id[:80], wanted="an upload of yours", fix="start it again")
 
 
-def _upload(control: Control, row: UploadRow) -> Upload:
+def view(control: Control, row: UploadRow) -> Upload:
+    """Return an upload as its owner sees it. Raises ``NotFoundError`` for one that lost its bytes."""
     path = control.settings.uploads_folder / row.id
     try:
-        offset = path.stat().st_size
+        offset = row.size if row.parts else path.stat().st_size
     except FileNotFoundError:
         offset = _offset_without_file(control, row)
-    return Upload(row.id, row.size, offset, path, _http_date(row.expires_at), row.done)
+    parts = tuple(part for part, _ in row.parts)
+    return Upload(row.id, row.size, offset, path, _http_date(row.expires_at), row.done, is_part=not row.digest, parts=parts)
 
 
 def _offset_without_file(control: Control, row: UploadRow) -> int:
@@ -180,7 +194,7 @@ def _offset_without_file(control: Control, row: UploadRow) -> int:
     if now is not None and (now.verified or now.done):
         return now.size
     drop(control, row.id)
-    raise _no_upload(row.id)
+    raise no_upload(row.id)
 
 
 def _http_date(at: datetime) -> str:
@@ -211,12 +225,13 @@ def finish(control: Control, upload_id: str) -> None:
     with control.database.read() as session:
         row = session.get(UploadRow, upload_id)
     if row is None:
-        raise _no_upload(upload_id)
+        raise no_upload(upload_id)
     if row.done:
         return
     path = control.settings.uploads_folder / row.id
     try:
         if not row.verified:
+            assemble(control.settings.uploads_folder, row.id, row.parts)
             _verify(control, row, path)
         control.store.put(row.digest, path)
     except OSError as error:
@@ -263,9 +278,11 @@ def drop(control: Control, upload_id: str) -> None:
     """Forget an upload and its bytes. Forgetting twice is the same as once."""
     with control.database.write() as session:
         row = session.get(UploadRow, upload_id, with_for_update=True)
+        files = [upload_id, *(part for part, _ in row.parts)] if row is not None else [upload_id]
         if row is not None:
             session.delete(row)
-    (control.settings.uploads_folder / upload_id).unlink(missing_ok=True)
+    for name in files:
+        (control.settings.uploads_folder / name).unlink(missing_ok=True)
     control.uploading.forget(upload_id)
 
 
@@ -275,9 +292,9 @@ def sweep(control: Control) -> None:
     What fails keeps nothing else from being swept; the first failure is raised at the end.
     """
     with control.database.read() as session:
-        known = set(session.scalars(select(UploadRow.id)))
+        rows = {row.id: row.parts for row in session.scalars(select(UploadRow))}
     failed: SealrigError | None = None
-    for upload in known:
+    for upload in rows:
         try:
             with control.uploading.hold(upload):
                 _tend(control, upload)
@@ -286,6 +303,7 @@ def sweep(control: Control) -> None:
         except SealrigError as error:
             logger.warning("an upload was not swept", upload=upload, error=type(error).__name__, reason=error.message[:300])
             failed = failed or error
+    known = {*rows, *(part for parts in rows.values() for part, _ in parts)}
     oldest = control.now().timestamp() - STRAY_SECONDS
     for path in control.settings.uploads_folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -302,6 +320,12 @@ def _tend(control: Control, upload_id: str) -> None:
         finish(control, upload_id)
     elif row is not None and row.expires_at <= control.now():
         drop(control, upload_id)
+
+
+def check_size(control: Control, size: int) -> None:
+    """Raise ``LimitError`` for more than any bundle may have."""
+    if size > control.settings.limits.bundle_bytes:
+        raise _too_large(size, control.settings.limits.bundle_bytes, "bundle-size")
 
 
 def _too_large(size: int, most: int, rule: str) -> LimitError:

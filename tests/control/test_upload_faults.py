@@ -108,6 +108,7 @@ def test_every_byte_that_came_before_a_cut_is_kept(house: House, customer: Custo
     with half(address, customer, place, bundle, count):
         time.sleep(PATIENCE)  # uvicorn throws away what it has read and not yet handed over when it sees the end
     eventually(lambda: head(customer, place).headers["upload-offset"] == str(count))
+    eventually(lambda: house.control.uploading.hash_at(place.rpartition("/")[2], count) is not None)
     eventually(lambda: customer.send(place, count, bundle.raw[count:]).status_code == 204)  # locked until the server has seen the cut
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
 
@@ -230,8 +231,9 @@ def test_what_could_not_be_synced_does_not_count(house: House, customer: Custome
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
 
 
+@pytest.mark.parametrize("when", ["hashing", "reading the header"])
 def test_a_disk_that_cannot_be_read_does_not_end_the_upload(
-    house: House, customer: Customer, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    house: House, customer: Customer, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     place = start(customer, bundle)
 
@@ -239,7 +241,8 @@ def test_a_disk_that_cannot_be_read_does_not_end_the_upload(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.control.uploading, "digest", unreadable)
+        part, name = (house.control.uploading, "digest") if when == "hashing" else (uploads, "read_header")
+        patch.setattr(part, name, unreadable)
         answer = customer.send(place, 0, bundle.raw)
     assert (answer.status_code, code(answer)) == (503, "storage-unavailable")
     assert head(customer, place).headers["upload-offset"] == str(len(bundle.raw))

@@ -44,7 +44,7 @@ def bundle_of(house: House, customer: Customer, size: int = 40_000) -> Bundle:
 def test_what_the_server_speaks(house: House) -> None:
     answer = house.http.options("/v1/uploads")
     assert answer.headers["tus-version"] == "1.0.0"
-    assert answer.headers["tus-extension"] == "creation,termination,checksum,expiration"
+    assert answer.headers["tus-extension"] == "creation,termination,checksum,expiration,concatenation"
     assert "sha1" in answer.headers["tus-checksum-algorithm"]
     assert int(answer.headers["tus-max-size"]) == house.control.settings.limits.bundle_bytes
 

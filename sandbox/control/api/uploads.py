@@ -1,7 +1,6 @@
-"""tus 1.0.0 (https://tus.io/protocols/resumable-upload): core, creation, termination, checksum, expiration.
+"""tus 1.0.0 (https://tus.io/protocols/resumable-upload) with creation, termination, checksum, expiration and concatenation.
 
-Written here rather than taken from a library: the stored bytes must be synced before they are acknowledged, the digest checked before the
-bundle exists, and ownership, quota and audit log belong to the same transaction; what is left to a library is the parsing of six headers.
+Written here rather than taken from a library: docs/adr/0013.
 """
 
 from __future__ import annotations
@@ -18,19 +17,22 @@ from fastapi.concurrency import run_in_threadpool
 from sandbox.control import uploads
 from sandbox.control.api.auth import ControlDep, Reader
 from sandbox.control.errors import OffsetError, UploadError
+from sandbox.control.joining import join
 from sandbox.control.receiving import Checksum, receive
 from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest
 
 VERSION = "1.0.0"
 MAX_METADATA_CHARS = 4096
+MAX_PARTS = 64
 _ALGORITHMS = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha512": hashlib.sha512}  # sha1 is what tus demands of every server
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _LEASE = re.compile(r"lease-[0-9a-f]{32}")
+_UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
 _TUS = {"Tus-Resumable": VERSION}
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
-UploadId = Annotated[str, Path(pattern=r"^upload-[0-9a-f]{32}$")]
+UploadId = Annotated[str, Path(pattern=rf"^{_UPLOAD.pattern}$")]
 
 
 @router.options("", status_code=204)
@@ -42,7 +44,7 @@ def options(control: ControlDep) -> Response:
         headers={
             **_TUS,
             "Tus-Version": VERSION,
-            "Tus-Extension": "creation,termination,checksum,expiration",
+            "Tus-Extension": "creation,termination,checksum,expiration,concatenation",
             "Tus-Max-Size": str(control.settings.limits.bundle_bytes),
             "Tus-Checksum-Algorithm": ",".join(_ALGORITHMS),
         },
@@ -51,29 +53,21 @@ def options(control: ControlDep) -> Response:
 
 @router.post("", status_code=201)
 def create(request: Request, control: ControlDep, caller: Reader) -> Response:
-    """Start an upload; ``Upload-Metadata`` names the bundle's digest and, from a node, the lease."""
+    """Start an upload; ``Upload-Metadata`` names the bundle's digest and, from a node, the lease.
+
+    ``Upload-Concat: partial`` starts a part, which needs neither; ``Upload-Concat: final;…`` makes an upload of parts and a bundle of it.
+    """
     _require_version(request)
-    size = _number(request, "upload-length")
+    concat = request.headers.get("upload-concat")
     metadata = _metadata(request.headers.get("upload-metadata", ""))
-    digest, lease = metadata.get("digest", ""), metadata.get("lease")
-    if not is_bundle_digest(digest):
-        raise InputError(
-            "the upload does not say which bundle it is",
-            rule="upload-metadata",
-            seen=digest[:80] or "no digest",
-            wanted="digest: blake3: and 64 hex digits",
-            fix="send Upload-Metadata: digest BASE64",
-        )
-    if lease is not None and not _LEASE.fullmatch(lease):
-        raise InputError(
-            "not a lease id",
-            rule="upload-metadata",
-            seen=lease[:80],
-            wanted="lease- and 32 hex digits",
-            fix="leave it out, or send the lease's id",
-        )
-    upload = uploads.create(control, caller, size=size, digest=digest, lease=lease)
-    if upload.offset == size and not upload.done:
+    if concat == "partial":
+        upload = uploads.create(control, caller, size=_number(request, "upload-length"), digest="", lease=None)
+    elif concat is not None:
+        upload = join(control, caller, digest=_digest(metadata), parts=_parts(concat))
+    else:
+        size = _number(request, "upload-length")
+        upload = uploads.create(control, caller, size=size, digest=_digest(metadata), lease=_lease(metadata))
+    if upload.due:
         with control.uploading.hold(upload.id):
             uploads.finish(control, upload.id)
     headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": str(upload.offset)}
@@ -88,7 +82,7 @@ def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader
     """
     _require_version(request)
     found = uploads.find(control, caller, upload)
-    if found.offset == found.size and not found.done:
+    if found.due:
         with control.uploading.hold(upload):
             uploads.finish(control, upload)
     headers = {
@@ -97,6 +91,10 @@ def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader
         "Upload-Expires": found.expires_at_http,
         "Cache-Control": "no-store",
     }
+    if found.is_part:
+        headers["Upload-Concat"] = "partial"
+    elif found.parts:
+        headers["Upload-Concat"] = "final;" + " ".join(f"/v1/uploads/{part}" for part in found.parts)
     return Response(status_code=200, headers={**_TUS, **headers})
 
 
@@ -115,6 +113,8 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
     checksum = _checksum(request.headers.get("upload-checksum"))
     with control.uploading.hold(upload):
         found = await run_in_threadpool(uploads.find, control, caller, upload)
+        if found.parts:
+            raise _bad("an upload made of parts takes no bytes", 403, "a PATCH", "none")
         if start != found.offset:
             raise OffsetError(
                 "the upload goes on elsewhere",
@@ -129,7 +129,7 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
             expires = await run_in_threadpool(uploads.extend, control, found)
         if received.cut:
             return Response(status_code=400)  # nobody is there to read it
-        if received.offset == found.size:
+        if received.offset == found.size and not found.is_part:
             await run_in_threadpool(uploads.finish, control, upload)
     return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(received.offset), "Upload-Expires": expires})
 
@@ -167,6 +167,41 @@ def _metadata(text: str) -> dict[str, str]:
         except (binascii.Error, UnicodeDecodeError) as error:
             raise _bad("Upload-Metadata is not as tus writes it", 400, key[:40], "key BASE64, …") from error
     return found
+
+
+def _digest(metadata: dict[str, str]) -> str:
+    digest = metadata.get("digest", "")
+    if not is_bundle_digest(digest):
+        raise InputError(
+            "the upload does not say which bundle it is",
+            rule="upload-metadata",
+            seen=digest[:80] or "no digest",
+            wanted="digest: blake3: and 64 hex digits",
+            fix="send Upload-Metadata: digest BASE64",
+        )
+    return digest
+
+
+def _lease(metadata: dict[str, str]) -> str | None:
+    lease = metadata.get("lease")
+    if lease is not None and not _LEASE.fullmatch(lease):
+        raise InputError(
+            "not a lease id",
+            rule="upload-metadata",
+            seen=lease[:80],
+            wanted="lease- and 32 hex digits",
+            fix="leave it out, or send the lease's id",
+        )
+    return lease
+
+
+def _parts(concat: str) -> list[str]:
+    """Return the ids of the parts that ``Upload-Concat: final;URL URL…`` names."""
+    kind, _, urls = concat.partition(";")
+    parts = [url.rpartition("/")[2] for url in urls.split()]
+    if kind != "final" or not 1 <= len(parts) <= MAX_PARTS or not all(_UPLOAD.fullmatch(part) for part in parts):
+        raise _bad("Upload-Concat is not as tus writes it", 400, concat[:80], f"partial, or final; and 1 to {MAX_PARTS} uploads")
+    return parts
 
 
 def _checksum(text: str | None) -> Checksum | None:
