@@ -36,7 +36,6 @@ def assemble(folder: Path, upload: str, parts: Sequence[tuple[str, int]]) -> Non
 def _append(source: Path, size: int, whole: Path, end: int) -> None:
     """Put a part's bytes at ``end``, durably; what an earlier try left there is overwritten."""
     with source.open("rb") as part, whole.open("r+b") as file:
-        file.truncate(end)
         done = 0
         while done < size:
             # The kernel copies, or shares the blocks where the file system can.
