@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import httpx
 import pytest
@@ -156,11 +157,23 @@ def test_what_was_joined_and_given_up_is_not_sent_again(control, state, bundle):
 
 def test_a_refusal_on_one_line_ends_all(control, state, bundle):
     path, _ = bundle
-    control.fault = lambda r: problem(413, "limit-exceeded", "no") if r.method == "PATCH" and r.url.path.endswith("u2") else None
+    refused = threading.Event()
+
+    def refuse(request):
+        if request.method == "PATCH" and request.url.path.endswith("u2"):
+            refused.set()
+            return problem(413, "limit-exceeded", "no")
+        if request.method == "PATCH":
+            refused.wait(20)
+            time.sleep(0.5)  # until the refusal has arrived
+        return None
+
+    control.fault = refuse
     with pytest.raises(InputError) as caught:
         push(control.client(), path, state)
     assert caught.value.code == "limit-exceeded"
     assert not [line for line in threading.enumerate() if line.name == "push"]
+    assert control.received < path.stat().st_size / 4, "the other lines went on"
 
 
 def test_a_file_that_shrinks_on_the_way_is_an_error(control, state, bundle, monkeypatch):
