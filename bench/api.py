@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,6 +23,9 @@ import httpx
 
 from bench.console import bench_console
 from bench.report import Row, main
+from sandbox.customer.client import Client
+from sandbox.customer.state import State
+from sandbox.customer.upload import LINES, push
 from tests.control.actors import TUS, Bundle, Customer, make_bundle, ok
 from tests.control.server_process import ServerProcess
 
@@ -126,7 +131,32 @@ def _transfers(customer: Customer, folder: Path) -> list[Row]:
     return [
         Row("upload a bundle: received, synced, hashed, its header checked", up, "MiB/s", "write and fsync of the same bytes", copy),
         Row("download a bundle", down, "MiB/s", "read of the same file", read),
+        _push(customer, folder, bundle),
     ]
+
+
+def _push(customer: Customer, folder: Path, bundle: Bundle) -> Row:
+    """Compare all that ``sealrig push`` does, hashing here and joining there included, with curl sending the same file in one request."""
+    path = folder / "push.sealed"
+    path.write_bytes(bundle.raw)
+    size = len(bundle.raw) / MIB
+    curl = None
+    if shutil.which("curl") is not None:
+        customer.delete(f"/v1/bundles/{bundle.digest}").raise_for_status()
+        curl = size / _seconds(lambda: _curl(customer, bundle, path))
+    customer.delete(f"/v1/bundles/{bundle.digest}").raise_for_status()
+    with Client(str(customer.http.base_url), customer.token) as client:
+        pushed = size / _seconds(lambda: push(client, path, State(folder / "state")))
+    return Row(f"push a bundle on {LINES} connections", pushed, "MiB/s", "curl, which neither hashes nor resumes", curl)
+
+
+def _curl(customer: Customer, bundle: Bundle, path: Path) -> None:
+    place = customer.start_upload(bundle.digest, len(bundle.raw)).headers["location"]
+    headers = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream", "Expect": "",
+               "Authorization": f"Bearer {customer.token}"}  # fmt: skip
+    config = "".join(f'header = "{name}: {value}"\n' for name, value in headers.items())
+    command = ["curl", "--silent", "--fail", "--config", "-", "--request", "PATCH", "--upload-file", str(path)]
+    subprocess.run([*command, str(customer.http.base_url.join(place))], input=config, text=True, check=True)
 
 
 def _upload(customer: Customer, bundle: Bundle) -> None:

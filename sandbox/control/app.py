@@ -26,7 +26,6 @@ def create_app(control: Control) -> FastAPI:
 
     app = FastAPI(title="Sealrig", version=own_version(), lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.control = control
-    app.state.uploads_busy = set()
     for topic in (health, people, policies, uploads, bundles, leases, nodes, audit):
         app.include_router(topic.router)
     app.include_router(console_router(control))

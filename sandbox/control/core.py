@@ -27,6 +27,7 @@ from sandbox.control.metrics import Metrics
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store import BundleStore
 from sandbox.control.store.url import open_store
+from sandbox.control.uploading import Uploading
 from sandbox.errors import UsageError
 from sandbox.wire import PollAnswer
 
@@ -53,6 +54,7 @@ class Control:
     now: Clock
     told: dict[str, PollAnswer] = field(default_factory=dict)
     """What each node was told last, in RAM only: one that is missed is told at once."""
+    uploading: Uploading = field(default_factory=Uploading)
 
     def acknowledge(self, *topics: str) -> None:
         """Return once all committed changes are in the audit log, then wake those who wait for ``topics``."""

@@ -6,6 +6,7 @@ It never ends a lease because a node is silent: loss of contact alone ends nothi
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
@@ -20,41 +21,49 @@ from sandbox.control.story import expire
 from sandbox.errors import SealrigError
 
 EVERY_SECONDS = 2.0
-STORE_EVERY = 30
-"""Rounds between looks at uploads and the store."""
+STORE_EVERY_SECONDS = 60.0
+"""Between looks at uploads and the store, which have a thread of their own: handing a large bundle over may take an hour."""
+STOP_SECONDS = 10.0
+"""How long the end waits for such a look. Cutting it short is as safe as a crash: the next start goes on with it."""
 logger = structlog.get_logger("sealrig.control")
 
 
 class Sweeper:
-    """One thread that looks around every ``EVERY_SECONDS`` until it is stopped."""
+    """Two threads that look around until they are stopped: one after leases and nodes, one after uploads and the store."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._often = self._thread("sweeper", EVERY_SECONDS, sweep_leases, sweep_nodes, _settle)
+        self._seldom = self._thread("store-sweeper", STORE_EVERY_SECONDS, uploads.sweep, collect_garbage)
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._often.start()
+        self._seldom.start()
 
     def stop(self) -> None:
-        """End, and wait for the round that is under way."""
+        """End, and wait for the rounds that are under way; for one at the store, ``STOP_SECONDS`` at most."""
         self._stop.set()
-        self._thread.join()
+        self._often.join()
+        self._seldom.join(STOP_SECONDS)
 
-    def _run(self) -> None:
-        rounds = 0
-        while not self._stop.wait(EVERY_SECONDS):
-            try:
-                sweep_leases(self._control)
-                sweep_nodes(self._control)
-                self._control.journal.settle()
-                if rounds % STORE_EVERY == 0:
-                    uploads.sweep(self._control)
-                    collect_garbage(self._control)
-            except (SealrigError, AttestationError, OSError) as error:
-                logger.warning("sweep failed; the next round tries again", error=type(error).__name__, reason=str(error)[:300])
-            rounds += 1
+    def _thread(self, name: str, pause: float, *duties: Callable[[Control], None]) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(pause, duties), name=name, daemon=True)
+
+    def _run(self, pause: float, duties: tuple[Callable[[Control], None], ...]) -> None:
+        wait = EVERY_SECONDS
+        while not self._stop.wait(wait):
+            for duty in duties:
+                try:
+                    duty(self._control)
+                except (SealrigError, AttestationError, OSError) as error:
+                    logger.warning("sweep failed; the next round tries again", error=type(error).__name__, reason=str(error)[:300])
+            wait = pause
+
+
+def _settle(control: Control) -> None:
+    control.journal.settle()
 
 
 def sweep_leases(control: Control) -> None:

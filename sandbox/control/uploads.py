@@ -7,76 +7,96 @@ counted, so a client resumes at the exact byte that is on disk. When the last by
 2. the store takes the file           (durable, idempotent)
 3. bundle, owner and audit event are written, the upload is marked ``done``, in one transaction
 
-A crash between these steps is mended by the next request for the upload, or by the sweeper; a wrong digest ends the upload.
+A crash between these steps is mended by the next request for the upload, or by the sweeper; a wrong digest ends the upload. Whoever works
+on an upload holds it (``Control.uploading``), so that each of these steps has one doer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from blake3 import blake3
+import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sandbox.control.access import Caller
+from sandbox.control.assembling import assemble
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, BundleRow, LeaseRow, TenantRow, UploadRow
-from sandbox.control.errors import UploadExpiredError, storage_error
+from sandbox.control.errors import UploadExpiredError, UploadLockedError, storage_error
 from sandbox.control.story import no_lease
 from sandbox.control.transitions import tenant_ref
-from sandbox.errors import BundleTamperedError, LimitError, NotFoundError
+from sandbox.errors import BundleError, BundleTamperedError, LimitError, NotFoundError, SealrigError
 from sandbox.lifecycle import ON_NODE
 from sandbox.model import new_id
 from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 
 RESULT_OVERHEAD_BYTES = 64 * 2**20
 """What sealing a result may add to the output's own bound: headers of a tar with many small files."""
+STRAY_SECONDS = 3600
+"""The age at which a file that no upload knows is removed."""
+logger = structlog.get_logger("sealrig.control")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload as its owner sees it. Sizes in bytes."""
+    """An upload as its owner sees it. Sizes in bytes; ``done`` once the bundle is in the store.
+
+    ``parts`` names what it was joined from; ``is_part`` says that it is to be joined, and no bundle by itself.
+    """
 
     id: str
     size: int
     offset: int
     path: Path
     expires_at_http: str
+    done: bool
+    is_part: bool
+    parts: tuple[str, ...]
+
+    @property
+    def due(self) -> bool:
+        """Whether all bytes of a bundle are there that is not in the store yet."""
+        return self.offset == self.size and not self.done and not self.is_part
 
 
 def create(control: Control, caller: Caller, *, size: int, digest: str, lease: str | None) -> Upload:
     """Start an upload. A node uploads for a lease it holds, everybody else for its own tenant.
 
-    Raises ``LimitError`` for too large, too many, or over the tenant's quota.
+    A node that asks again for the same result of the same lease is given the upload that it has begun: it remembers no addresses.
+    An empty digest starts a part. Raises ``LimitError`` for too large, too many, or over the tenant's quota.
     """
+    check_size(control, size)
     limits, at = control.settings.limits, control.now()
-    if size > limits.bundle_bytes:
-        raise _too_large(size, limits.bundle_bytes, "bundle-size")
     with control.database.write() as session:
         tenant = _owner(session, caller, lease, size)
-        _require_quota(control, session, tenant, size)
-        row = UploadRow(
-            id=new_id("upload"),
-            tenant=tenant,
-            owner=caller.token,
-            digest=digest,
-            size=size,
-            lease=lease,
-            verified=False,
-            done=False,
-            created_at=at,
-            expires_at=at + timedelta(seconds=limits.upload_seconds),
-        )
-        path = control.settings.uploads_folder / row.id
-        try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise storage_error(error, "the upload folder") from error
-        session.add(row)
-    return _upload(control, row)
+        row = _begun(control, session, caller, (digest, size, lease)) if lease is not None else None
+        if row is None:
+            _require_quota(control, session, tenant, size)
+            row = UploadRow(
+                id=new_id("upload"),
+                tenant=tenant,
+                owner=caller.token,
+                digest=digest,
+                size=size,
+                lease=lease,
+                parts=[],
+                verified=False,
+                done=False,
+                created_at=at,
+                expires_at=at + timedelta(seconds=limits.upload_seconds),
+            )
+            path = control.settings.uploads_folder / row.id
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise storage_error(error, "the upload folder") from error
+            session.add(row)
+    return view(control, row)
 
 
 def _owner(session: Session, caller: Caller, lease_id: str | None, size: int) -> str:
@@ -88,6 +108,15 @@ def _owner(session: Session, caller: Caller, lease_id: str | None, size: int) ->
     if size > lease.output_max + lease.output_max // 8 + RESULT_OVERHEAD_BYTES:
         raise _too_large(size, lease.output_max, "result-size")
     return lease.tenant
+
+
+def _begun(control: Control, session: Session, caller: Caller, what: tuple[str, int, str]) -> UploadRow | None:
+    digest, size, lease = what
+    return session.scalars(
+        select(UploadRow)
+        .where(UploadRow.owner == caller.token, UploadRow.digest == digest, UploadRow.size == size, UploadRow.lease == lease)
+        .where(UploadRow.expires_at > control.now())
+    ).first()
 
 
 def _require_quota(control: Control, session: Session, tenant: str, size: int) -> None:
@@ -119,11 +148,14 @@ def _require_quota(control: Control, session: Session, tenant: str, size: int) -
 
 
 def find(control: Control, caller: Caller, upload_id: str) -> Upload:
-    """Return an upload of the caller. Raises ``NotFoundError`` for anybody else's, ``UploadExpiredError`` for one that waited too long."""
+    """Return an upload of the caller: a node's own, or one of a customer's tenant, whichever token began it.
+
+    Raises ``NotFoundError`` for anybody else's, ``UploadExpiredError`` for one that waited too long.
+    """
     with control.database.read() as session:
         row = session.get(UploadRow, upload_id)
-    if row is None or row.owner != caller.token:
-        raise NotFoundError("no such upload", rule="upload", seen=upload_id[:80], wanted="an upload of yours", fix="start it again")
+    if row is None or not _may_use(caller, row):
+        raise no_upload(upload_id)
     if row.expires_at <= control.now():
         raise UploadExpiredError(
             "this upload waited too long",
@@ -132,56 +164,102 @@ def find(control: Control, caller: Caller, upload_id: str) -> Upload:
             wanted="a time to come",
             fix="start it again",
         )
-    return _upload(control, row)
+    return view(control, row)
 
 
-def _upload(control: Control, row: UploadRow) -> Upload:
+def _may_use(caller: Caller, row: UploadRow) -> bool:
+    return row.owner == caller.token or (caller.role == "customer" and row.lease is None and row.tenant == caller.tenant)
+
+
+def no_upload(upload_id: str) -> NotFoundError:
+    """Return the answer for an upload that does not exist, or not for this caller."""
+    return NotFoundError("no such upload", rule="upload", seen=upload_id[:80], wanted="an upload of yours", fix="start it again")
+
+
+def view(control: Control, row: UploadRow) -> Upload:
+    """Return an upload as its owner sees it. Raises ``NotFoundError`` for one that lost its bytes."""
     path = control.settings.uploads_folder / row.id
     try:
-        offset = path.stat().st_size
+        offset = row.size if row.parts else path.stat().st_size
     except FileNotFoundError:
-        offset = row.size if row.verified or row.done else 0
-    return Upload(row.id, row.size, offset, path, row.expires_at.strftime("%a, %d %b %Y %H:%M:%S GMT"))
+        offset = _offset_without_file(control, row)
+    parts = tuple(part for part, _ in row.parts)
+    return Upload(row.id, row.size, offset, path, _http_date(row.expires_at), row.done, is_part=not row.digest, parts=parts)
+
+
+def _offset_without_file(control: Control, row: UploadRow) -> int:
+    """Say that all is there where the store has the file. An upload that lost its file some other way is dropped."""
+    with control.database.read() as session:  # read again: the row is marked before the store takes the file
+        now = session.get(UploadRow, row.id)
+    if now is not None and (now.verified or now.done):
+        return now.size
+    drop(control, row.id)
+    raise no_upload(row.id)
+
+
+def _http_date(at: datetime) -> str:
+    return at.strftime("%a, %d %b %Y %H:%M:%S GMT")
+
+
+def extend(control: Control, upload: Upload) -> str:
+    """Let an upload that made progress live on; return when it expires now. Written seldom: it costs a synced transaction."""
+    span = timedelta(seconds=control.settings.limits.upload_seconds)
+    wanted = control.now() + span
+    with control.database.read() as session:
+        row = session.get(UploadRow, upload.id)
+    if row is None or wanted - row.expires_at < span / 10:
+        return upload.expires_at_http
+    with control.database.write() as session:
+        held = session.get(UploadRow, upload.id, with_for_update=True)
+        if held is not None:
+            held.expires_at = wanted
+    return _http_date(wanted)
 
 
 def finish(control: Control, upload_id: str) -> None:
-    """Make a bundle of an upload whose bytes are all there. Safe to call again at any point.
+    """Make a bundle of an upload whose bytes are all there. Safe to call again at any point; the caller holds the upload.
 
-    Raises ``BundleTamperedError`` (the upload is then gone) for other bytes than were announced, ``BundleError`` for what is no bundle.
+    Raises ``BundleTamperedError`` for other bytes than were announced and ``BundleError`` for what is no bundle (the upload is then gone),
+    ``NotFoundError`` where it is gone already, ``StorageError`` (the upload is kept) where disk or store fail.
     """
     with control.database.read() as session:
         row = session.get(UploadRow, upload_id)
-    if row is None or row.done:
+    if row is None:
+        raise no_upload(upload_id)
+    if row.done:
         return
     path = control.settings.uploads_folder / row.id
     try:
         if not row.verified:
+            assemble(control.settings.uploads_folder, row.id, row.parts)
             _verify(control, row, path)
         control.store.put(row.digest, path)
     except OSError as error:
         raise storage_error(error, "the bundle store") from error
     at = control.now()
     with control.database.write() as session:
+        # Also where the upload was erased meanwhile: a bundle in the store that nobody owns goes with the next collection by its row.
+        if session.get(BundleRow, row.digest) is None:
+            session.add(BundleRow(digest=row.digest, size=row.size, stored_at=at))
+            session.flush()
         held = session.get(UploadRow, upload_id, with_for_update=True)
         if held is not None:
-            if session.get(BundleRow, row.digest) is None:
-                session.add(BundleRow(digest=row.digest, size=row.size, stored_at=at))
-                session.flush()
             if session.get(BundleOwnerRow, (row.tenant, row.digest)) is None:
                 session.add(BundleOwnerRow(tenant=row.tenant, digest=row.digest, created_at=at))
                 ref = tenant_ref(session, row.tenant)
                 control.journal.record(session, "bundle.stored", actor=row.owner, tenant_ref=ref, resource=row.digest, at=at)
             held.verified = held.done = True
+    control.uploading.forget(upload_id)
     control.acknowledge()
 
 
 def _verify(control: Control, row: UploadRow, path: Path) -> None:
-    seen = f"blake3:{blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()}" if row.size else f"blake3:{blake3(b'').hexdigest()}"
+    seen = control.uploading.digest(row.id, path)
     try:
         _require_digest(seen, row.digest)
         with path.open("rb") as file:
             read_header(file.read(MAX_HEADER_BYTES)).require_size(row.size)
-    except Exception:
+    except BundleError:
         drop(control, row.id)
         raise
     with control.database.write() as session:
@@ -200,25 +278,54 @@ def drop(control: Control, upload_id: str) -> None:
     """Forget an upload and its bytes. Forgetting twice is the same as once."""
     with control.database.write() as session:
         row = session.get(UploadRow, upload_id, with_for_update=True)
+        files = [upload_id, *(part for part, _ in row.parts)] if row is not None else [upload_id]
         if row is not None:
             session.delete(row)
-    (control.settings.uploads_folder / upload_id).unlink(missing_ok=True)
+    for name in files:
+        (control.settings.uploads_folder / name).unlink(missing_ok=True)
+    control.uploading.forget(upload_id)
 
 
 def sweep(control: Control) -> None:
-    """Finish what a crash left verified, drop what waited too long, and remove files that no row knows."""
+    """Finish what a crash left verified, drop what waited too long, and remove files that no row knows.
+
+    What fails keeps nothing else from being swept; the first failure is raised at the end.
+    """
     with control.database.read() as session:
-        rows = list(session.scalars(select(UploadRow)))
-    for row in rows:
-        if row.verified and not row.done:
-            finish(control, row.id)
-        elif row.expires_at <= control.now():
-            drop(control, row.id)
-    known = {row.id for row in rows}
-    oldest = control.now().timestamp() - 3600
+        rows = {row.id: row.parts for row in session.scalars(select(UploadRow))}
+    failed: SealrigError | None = None
+    for upload in rows:
+        try:
+            with control.uploading.hold(upload):
+                _tend(control, upload)
+        except UploadLockedError:
+            continue  # somebody is at work on it
+        except SealrigError as error:
+            logger.warning("an upload was not swept", upload=upload, error=type(error).__name__, reason=error.message[:300])
+            failed = failed or error
+    known = {*rows, *(part for parts in rows.values() for part, _ in parts)}
+    oldest = control.now().timestamp() - STRAY_SECONDS
     for path in control.settings.uploads_folder.iterdir():
-        if path.name not in known and path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.name not in known and path.stat().st_mtime < oldest:
+                path.unlink()
+    if failed is not None:
+        raise failed
+
+
+def _tend(control: Control, upload_id: str) -> None:
+    with control.database.read() as session:
+        row = session.get(UploadRow, upload_id)
+    if row is not None and row.verified and not row.done:
+        finish(control, upload_id)
+    elif row is not None and row.expires_at <= control.now():
+        drop(control, upload_id)
+
+
+def check_size(control: Control, size: int) -> None:
+    """Raise ``LimitError`` for more than any bundle may have."""
+    if size > control.settings.limits.bundle_bytes:
+        raise _too_large(size, control.settings.limits.bundle_bytes, "bundle-size")
 
 
 def _too_large(size: int, most: int, rule: str) -> LimitError:

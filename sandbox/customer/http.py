@@ -67,7 +67,7 @@ class Answer:
 
 
 class Connection:
-    """Requests to one server. Not thread-safe. ``sleep`` and ``transport`` are for tests."""
+    """Requests to one server, safe for use by several threads. ``sleep`` and ``transport`` are for tests."""
 
     def __init__(
         self,

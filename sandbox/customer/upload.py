@@ -1,32 +1,32 @@
 """Resumable upload of one bundle (tus 1.0.0, https://tus.io/protocols/resumable-upload): never a byte twice that the server has.
 
-The address of an unfinished upload is remembered, so that a later ``push`` of the same file goes on where this one stopped. What
-is not a sealed bundle is never uploaded.
+A large bundle travels as parts on several lines at once, which the server joins (tus's concatenation). The addresses of an unfinished
+upload are remembered, so that a later ``push`` of the same file goes on where this one stopped. What is not a sealed bundle is never
+uploaded. An upload counts as done once the server shows the bundle, and not when it has all bytes: it hashes and stores them first.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from attestation.signing import b64encode
 from sandbox.customer.client import Client
-from sandbox.customer.http import FIRST_PAUSE, LONGEST_PAUSE, RemoteError
+from sandbox.customer.http import RemoteError
+from sandbox.customer.sending import TUS, Patience, Progress, Range, Sender
 from sandbox.customer.state import State
-from sandbox.errors import BundleError, InputError, NotFoundError, SealrigError, ServerError, StateError
+from sandbox.errors import BundleError, BundleTamperedError, NotFoundError, SealrigError
 from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 from sandbox.sealing.hashing import bundle_digest
 
-TUS_VERSION = "1.0.0"
-PIECE_BYTES = 64 * 1024 * 1024
-"""One PATCH; the server acknowledges each durably."""
-CHUNK_BYTES = 1024 * 1024
 PATIENCE_SECONDS = 120.0
 """How long an upload goes on trying without one more byte acknowledged; long enough for a server's restart."""
-
-Progress = Callable[[int, int], None]
+LINES = 4
+PARALLEL_BYTES = 64 * 1024 * 1024
+"""From this size on a bundle travels on ``LINES`` lines: below it, beginning and joining parts takes longer than it saves."""
+ALIGNMENT = 1024 * 1024
+"""Parts start at multiples of this, so that a server's file system can join them without copying."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def push(
     """Upload the bundle at ``path`` unless the server has it.
 
     ``hashing`` and ``progress`` are called with bytes done and in all. Raises ``BundleError`` for what is no bundle, the server's
-    refusal, or ``ServerError`` once ``patience`` seconds have passed without progress; a later call resumes.
+    refusal, or ``ServerError`` once ``patience`` seconds have passed without progress; a later call resumes. Hashing and storing on the
+    server count as progress.
     """
     first = _first_bytes(path)
     size = path.stat().st_size
@@ -62,10 +63,11 @@ def push(
         pass
     else:
         return Pushed(digest, known.size, 0)
-    upload = _Upload(client, state, path, digest=digest, size=size, progress=progress or _ignore)
-    sent = upload.run(patience)
+    sender = Sender(client, path, size, patience=patience, progress=progress or _ignore)
+    _Upload(client, state, sender, digest=digest, size=size, patience=patience).run()
+    client.bundle(digest)
     state.forget_upload(client.base, digest)
-    return Pushed(digest, size, sent)
+    return Pushed(digest, size, sender.sent)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -82,108 +84,91 @@ def _first_bytes(path: Path) -> bytes:
 
 
 class _Upload:
-    """One bundle on its way: where it goes on, and how much is there."""
+    """One bundle on its way: the uploads that it goes to, and what they become."""
 
-    def __init__(self, client: Client, state: State, path: Path, *, digest: str, size: int, progress: Progress) -> None:
-        self._client, self._path, self._state = client, path, state
-        self._digest, self._size, self._progress = digest, size, progress
-        self._sent = 0
+    def __init__(self, client: Client, state: State, sender: Sender, *, digest: str, size: int, patience: float) -> None:
+        self._client, self._state, self._sender = client, state, sender
+        self._digest, self._size, self._seconds = digest, size, patience
 
-    def run(self, patience: float) -> int:
-        """Send what is missing; return the bytes sent. Retries while bytes get through at least every ``patience`` seconds."""
-        offset = -1
-        pause = FIRST_PAUSE
-        deadline = time.monotonic() + patience
+    def run(self) -> None:
+        """Send what is missing, and have it joined where it went as parts."""
+        gone: SealrigError | None
         while True:
+            ranges = self._begun() or self._begin()
             try:
-                location, there = self._where()
-                if there > offset:
-                    offset, pause, deadline = there, FIRST_PAUSE, time.monotonic() + patience
-                self._progress(offset, self._size)
-                while offset < self._size:
-                    offset = self._piece(location, offset)
-                    pause, deadline = FIRST_PAUSE, time.monotonic() + patience
-            except (ServerError, StateError, RemoteError) as error:
-                if not _passing(error) or time.monotonic() + pause > deadline:
-                    raise
-                self._client.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
-            else:
-                return self._sent
+                self._sender.fill(ranges)
+                gone = None
+            except NotFoundError as error:
+                gone = error
+            if len(ranges) > 1:
+                # Also where a part is gone: it may have been joined by a request whose answer nobody heard. Asking again tells.
+                gone = self._join(ranges)
+            if gone is None:
+                return
+            self._state.forget_upload(self._client.base, self._digest)
+            if all(part.ended for part in ranges):
+                raise self._given_up() from gone
 
-    def _where(self) -> tuple[str, int]:
-        """Return the upload's address and offset: the remembered one if the server still has it, else a new one."""
-        location = self._state.upload(self._client.base, self._digest)
-        if location is not None:
-            try:
-                answer = self._client.request("HEAD", self._client.same_origin(location), headers={"Tus-Resumable": TUS_VERSION})
-            except SealrigError as error:
-                # An upload that has expired, or whose head the server no longer knows, starts again; a server that is away does not.
-                if isinstance(error, ServerError) and not _head_refused(error):
-                    raise
-                self._state.forget_upload(self._client.base, self._digest)
-            else:
-                return location, _offset(answer.headers.get("upload-offset"), self._size)
-        metadata = f"digest {b64encode(self._digest.encode())},filetype {b64encode(b'application/vnd.sealrig.bundle')}"
-        answer = self._client.request(
-            "POST",
-            "/v1/uploads",
-            headers={"Tus-Resumable": TUS_VERSION, "Upload-Length": str(self._size), "Upload-Metadata": metadata},
+    def _begun(self) -> list[Range] | None:
+        """Return the ranges of an upload that was begun before."""
+        locations = (self._state.upload(self._client.base, self._digest) or "").split()
+        cuts = [(0, self._size)] if len(locations) == 1 else self._cuts()
+        if len(locations) != len(cuts):
+            return None
+        return [Range(location, start, end) for location, (start, end) in zip(locations, cuts, strict=True)]
+
+    def _begin(self) -> list[Range]:
+        cuts = self._cuts() if self._size >= PARALLEL_BYTES and self._server_joins() else [(0, self._size)]
+        ranges = [Range(self._create(end - start, part=len(cuts) > 1), start, end, there=0) for start, end in cuts]
+        self._state.remember_upload(self._client.base, self._digest, " ".join(part.location for part in ranges))
+        return ranges
+
+    def _cuts(self) -> list[tuple[int, int]]:
+        step = -(-self._size // (LINES * ALIGNMENT)) * ALIGNMENT
+        return [(start, min(start + step, self._size)) for start in range(0, self._size, step)]
+
+    def _server_joins(self) -> bool:
+        try:
+            answer = self._persistently("OPTIONS", {})
+        except NotFoundError:
+            return False
+        return "concatenation" in answer.get("tus-extension", "").split(",")
+
+    def _create(self, size: int, *, part: bool) -> str:
+        kind = {"Upload-Concat": "partial"} if part else {"Upload-Metadata": self._metadata()}
+        answer = self._persistently("POST", {"Upload-Length": str(size), **kind})
+        return self._client.same_origin(answer.get("location", "/"))
+
+    def _join(self, ranges: Sequence[Range]) -> SealrigError | None:
+        """Have the server make one bundle of the parts; return the error where it has not all of them any more."""
+        parts = " ".join(part.location for part in ranges)
+        try:
+            self._persistently("POST", {"Upload-Concat": f"final;{parts}", "Upload-Metadata": self._metadata()})
+        except NotFoundError as error:
+            return error
+        except RemoteError as error:
+            if error.code != "upload-expired":
+                raise
+            return error
+        return None
+
+    def _persistently(self, method: str, headers: dict[str, str]) -> dict[str, str]:
+        """Return the headers of an answer from the address where uploads begin."""
+        patience = Patience(self._client, self._seconds)
+        return dict(patience.persist(lambda: self._client.request(method, "/v1/uploads", headers={**TUS, **headers})).headers)
+
+    def _metadata(self) -> str:
+        return f"digest {b64encode(self._digest.encode())},filetype {b64encode(b'application/vnd.sealrig.bundle')}"
+
+    def _given_up(self) -> BundleError:
+        """Return the error for an upload that ended without a bundle after its last byte: sending it all again would end likewise."""
+        return BundleTamperedError(
+            "the server had all bytes of the upload and gave it up: they were not those of the bundle",
+            rule="upload-digest",
+            seen="no bundle",
+            wanted=self._digest,
+            fix="check that nothing changes the file ('sealrig inspect'), then push again",
         )
-        location = self._client.same_origin(answer.headers.get("location", "/"))
-        self._state.remember_upload(self._client.base, self._digest, location)
-        return location, 0
-
-    def _piece(self, location: str, offset: int) -> int:
-        """Send one PATCH from ``offset`` and return the offset that the server acknowledges."""
-        end = min(offset + PIECE_BYTES, self._size)
-        answer = self._client.request(
-            "PATCH",
-            location,
-            content=self._bytes(offset, end),
-            headers={
-                "Tus-Resumable": TUS_VERSION,
-                "Upload-Offset": str(offset),
-                "Content-Type": "application/offset+octet-stream",
-                "Content-Length": str(end - offset),
-            },
-        )
-        there = _offset(answer.headers.get("upload-offset"), self._size)
-        if there <= offset:
-            raise ServerError(
-                "the server acknowledged nothing", rule="tus-offset", seen=str(there), wanted=f"over {offset}", fix="push again"
-            )
-        return there
-
-    def _bytes(self, offset: int, end: int) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
-            file.seek(offset)
-            while offset < end:
-                chunk = file.read(min(CHUNK_BYTES, end - offset))
-                if not chunk:
-                    raise InputError(f"{self._path} became shorter during the upload", rule="bundle-stable", seen=f"{offset} bytes",
-                                     wanted=f"{self._size} bytes", fix="seal it again, then push")  # fmt: skip
-                yield chunk
-                offset += len(chunk)
-                self._sent += len(chunk)
-                self._progress(offset, self._size)
-
-
-def _offset(text: str | None, size: int) -> int:
-    if text is None or not text.isascii() or not text.isdigit() or not 0 <= int(text[:20]) <= size:
-        raise ServerError("the server's upload offset makes no sense", rule="tus-offset", seen=str(text)[:40], wanted=f"0 to {size}",
-                          fix="push again")  # fmt: skip
-    return int(text)
-
-
-def _passing(error: SealrigError) -> bool:
-    """Say whether trying again can help: the server is away or busy, or has another offset than we thought."""
-    return isinstance(error, (ServerError, StateError)) or error.code in {"offset-mismatch", "upload-locked", "storage-unavailable"}
-
-
-def _head_refused(error: ServerError) -> bool:
-    """Say whether the server answered a HEAD with no: the answer has no body, so only its status says that the upload is gone."""
-    return error.details.get("status") in {400, 403, 404, 409, 410}
 
 
 def _ignore(_done: int, _total: int) -> None:

@@ -173,6 +173,8 @@ def _parsed(model: type[_M], answer: httpx.Response) -> _M:
         ) from error
 
 
+_PASSING = {408, 423, 425, 429}
+"""Refusals that end by themselves; 423 says that the server is still at work on what an earlier request sent."""
 _KINDS: dict[int, type[SealrigError]] = {
     401: AccessError,
     403: AccessError,
@@ -190,7 +192,5 @@ def _refusal(answer: httpx.Response) -> SealrigError:
         detail, code, details = problem.detail, problem.code, problem.details
     except ValidationError:
         detail, code, details = f"status {answer.status_code}", "", {}
-    kind = _KINDS.get(
-        answer.status_code, InputError if answer.is_client_error and answer.status_code not in (408, 425, 429) else ServerError
-    )
+    kind = _KINDS.get(answer.status_code, InputError if answer.is_client_error and answer.status_code not in _PASSING else ServerError)
     return kind(f"the control plane: {detail}", **{"rule": code or "http", "seen": str(answer.status_code), **details})

@@ -15,6 +15,8 @@ from tests.rig import Person, Rig, run
 IMAGE = "sha256:" + "c" * 64
 ABSENT = "blake3:" + "0" * 64
 LEASE = "lease-" + "0" * 32
+ARRIVED = 96 * 2**20
+"""What has arrived when a server is killed; more than can be in socket buffers, which has to be sent again."""
 
 
 @pytest.fixture(scope="module")
@@ -269,14 +271,39 @@ def test_an_upload_survives_a_killed_server_and_no_byte_is_lost(tmp_path):
         pushing = carol.spawn("push", "push", sealed, "--json")
         uploads = rig.data / "uploads"
         rig.wait_for(
-            lambda: any(file.stat().st_size > 1_000_000 for file in uploads.rglob("*") if file.is_file()), "bytes to arrive", pushing
+            lambda: sum(file.stat().st_size for file in uploads.rglob("*") if file.is_file()) > ARRIVED, "bytes to arrive", pushing
         )
         rig.kill_server()
         time.sleep(0.5)
         assert pushing.running
         rig.start_server()
         assert pushing.process.wait(120) == 0, pushing.text()
-        assert carol.json("bundle", "show", digest)["size"] == sealed.stat().st_size
+        size = sealed.stat().st_size
+        assert carol.json("bundle", "show", digest)["size"] == size
+        sent = json.loads(pushing.text()[pushing.text().index("{") :])["sent"]
+        assert size <= sent < size + ARRIVED, "bytes that the server had were sent again"
+
+
+@pytest.mark.slow
+def test_a_killed_push_goes_on_at_the_byte_that_arrived(tmp_path):
+    with Rig(tmp_path / "rig") as rig:
+        carol = rig.person("carol")
+        (tmp_path / "big").write_bytes(os.urandom(1024) * 200_000)
+        sealed = tmp_path / "big.sealed"
+        carol.json("seal", tmp_path / "big", "-o", sealed)
+        pushing = carol.spawn("push", "push", sealed, "--json")
+        uploads = rig.data / "uploads"
+
+        def there():
+            return sum(file.stat().st_size for file in uploads.rglob("*") if file.is_file())
+
+        rig.wait_for(lambda: there() > 1_000_000, "bytes to arrive", pushing)
+        pushing.kill()
+        arrived, before = there(), -1
+        while arrived != before:  # what is in the sockets still arrives
+            time.sleep(0.5)
+            arrived, before = there(), arrived
+        assert carol.json("push", sealed)["sent"] == sealed.stat().st_size - arrived
 
 
 # ---- bundles read in place on the server

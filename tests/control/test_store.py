@@ -12,7 +12,7 @@ import pytest
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store import CHUNK, BundleStore
 from sandbox.control.store.folder import FolderStore
-from sandbox.control.store.s3 import S3Store
+from sandbox.control.store.s3 import S3Store, part_sizes
 from sandbox.control.store.url import CREDENTIALS, open_store
 from sandbox.errors import InputError, SealrigError, UsageError
 from tests.control.conftest import open_house
@@ -96,6 +96,25 @@ def test_names_are_digests(store: tuple[BundleStore, Path], digest: str) -> None
         bundles.put(digest, source(incoming, b"x"))
     with pytest.raises((InputError, SealrigError)):
         bundles.size(digest)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**23, 2**30, 48 * 2**30, 2**41])
+def test_a_bundle_of_any_size_fits_into_the_parts_that_s3_takes(size: int) -> None:
+    part, at_once = part_sizes(size)
+    assert part * 10_000 > size
+    assert 5 * 2**20 <= part <= 5 * 2**30
+    assert at_once >= 1
+    assert at_once * part <= 256 * 2**20
+
+
+def test_the_parts_are_those_that_are_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, int]] = []
+    monkeypatch.setattr("sandbox.control.store.s3.obstore.put", lambda *_, **how: sent.append(how))
+    bundles = S3Store("bucket", "", region="us-east-1")
+    sizes = iter([None, 5])
+    monkeypatch.setattr(bundles, "size", lambda _: next(sizes))
+    bundles.put(ONE, source(folder, b"bytes"))
+    assert [(how["chunk_size"], how["max_concurrency"]) for how in sent] == [part_sizes(5)]
 
 
 def test_it_can_be_checked(store: tuple[BundleStore, Path]) -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.control.actors import make_bundle, ok
+from tests.control.actors import TUS, make_bundle, ok
 from tests.control.server_process import ServerProcess
 
 with warnings.catch_warnings():
@@ -81,4 +81,22 @@ def test_tus_js_client_uploads_is_cut_and_resumes(server: ServerProcess) -> None
     server.restart()
     done, second = upload(f"{server.http.base_url}/v1/uploads/{place}")
     assert (done, second["started"]) == (0, 100_000), second
+    assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_tus_js_client_uploads_parts_side_by_side(server: ServerProcess) -> None:
+    if shutil.which("node") is None or not (MODULES / "tus-js-client").is_dir():
+        pytest.skip("tus-js-client is not installed: './dev test' installs it into .dev/node_modules, and needs node and npm")
+    customer = server.customer()
+    bundle = make_bundle(server.folder, customer.identity, os.urandom(300_000))
+    path = server.folder / "bundle"
+    path.write_bytes(bundle.raw)
+    program = ["node", str(Path(__file__).parent / "third_party" / "tus_upload.js"), str(MODULES)]
+    words = [*program, f"{server.http.base_url}/v1/uploads", str(path), bundle.digest, "-", "0", "4"]
+    done = subprocess.run(words, input=customer.token, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    final = "/v1/uploads/" + json.loads(done.stdout)["url"].rpartition("/")[2]
+    assert len(customer.call("HEAD", final, headers=TUS).headers["upload-concat"].split()) == 4
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw

@@ -44,7 +44,7 @@ def bundle_of(house: House, customer: Customer, size: int = 40_000) -> Bundle:
 def test_what_the_server_speaks(house: House) -> None:
     answer = house.http.options("/v1/uploads")
     assert answer.headers["tus-version"] == "1.0.0"
-    assert answer.headers["tus-extension"] == "creation,termination,checksum,expiration"
+    assert answer.headers["tus-extension"] == "creation,termination,checksum,expiration,concatenation"
     assert "sha1" in answer.headers["tus-checksum-algorithm"]
     assert int(answer.headers["tus-max-size"]) == house.control.settings.limits.bundle_bytes
 
@@ -329,10 +329,10 @@ def test_a_full_disk_is_told_and_the_upload_goes_on_once_there_is_room(house: Ho
             room -= len(data)
         return real(fd, data)
 
-    monkeypatch.setattr("sandbox.control.api.uploads.os.write", write)
+    monkeypatch.setattr("sandbox.control.receiving.os.write", write)
     answer = customer.send(place, 0, bundle.raw)
     assert (answer.status_code, code(answer)) == (507, "storage-full")
-    monkeypatch.setattr("sandbox.control.api.uploads.os.write", real)
+    monkeypatch.setattr("sandbox.control.receiving.os.write", real)
     assert offset_of(customer, place) == 7_000
     assert customer.send(place, 7_000, bundle.raw[7_000:]).status_code == 204
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw

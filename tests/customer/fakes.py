@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Upload:
     digest: str
     length: int
     data: bytearray = field(default_factory=bytearray)
+    joined: str = ""
 
 
 @dataclass
@@ -74,6 +76,8 @@ class FakeControl:
     received: int = 0
     held: list[bool] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
+    extensions: str = "creation,concatenation"
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     def client(self, *, patience: float = 0.5) -> Client:
         return Client(URL, "secret", transport=httpx.MockTransport(self.handle), patience=patience, sleep=self.slept.append)
@@ -91,10 +95,28 @@ class FakeControl:
     # ---- tus
 
     def create(self, request: httpx.Request) -> httpx.Response:
-        metadata = dict(pair.split(" ") for pair in request.headers["upload-metadata"].split(","))
+        concat = request.headers.get("upload-concat", "")
         name = f"u{len(self.uploads)}"
+        if concat == "partial":
+            self.uploads[name] = Upload("", int(request.headers["upload-length"]))
+            return httpx.Response(201, headers={"location": f"/v1/uploads/{name}"})
+        metadata = dict(pair.split(" ") for pair in request.headers["upload-metadata"].split(","))
         digest = base64.b64decode(metadata["digest"]).decode()
+        if concat:
+            return self.join(name, digest, concat)
         self.uploads[name] = Upload(digest, int(request.headers["upload-length"]))
+        return httpx.Response(201, headers={"location": f"/v1/uploads/{name}"})
+
+    def join(self, name: str, digest: str, concat: str) -> httpx.Response:
+        if not any(upload.joined == concat for upload in self.uploads.values()):
+            parts = [url.rpartition("/")[2] for url in concat.removeprefix("final;").split()]
+            if not all(part in self.uploads for part in parts):
+                return problem(404, "not-found", "no such upload")
+            data = b"".join(bytes(self.uploads.pop(part).data) for part in parts)
+            if f"blake3:{blake3(data).hexdigest()}" != digest:
+                return problem(422, "bundle-tampered", "another digest")
+            self.uploads[name] = Upload(digest, len(data), bytearray(data), concat)
+            self.bundles[digest] = data
         return httpx.Response(201, headers={"location": f"/v1/uploads/{name}"})
 
     def head(self, _request: httpx.Request, name: str) -> httpx.Response:
@@ -110,12 +132,13 @@ class FakeControl:
         for chunk in request.stream:  # type: ignore[union-attr]  # the client streams
             room = len(chunk) if self.cut_after is None else self.cut_after
             upload.data += chunk[:room]
-            self.received += len(chunk[:room])
+            with self.counting:
+                self.received += len(chunk[:room])
             if room < len(chunk):
                 self.cut_after = None
                 raise httpx.ReadError("connection reset", request=request)
             self.cut_after = None if self.cut_after is None else self.cut_after - len(chunk)
-        if len(upload.data) == upload.length:
+        if upload.digest and len(upload.data) == upload.length:
             if f"blake3:{blake3(upload.data).hexdigest()}" != upload.digest:
                 return problem(422, "bundle-tampered", "another digest")
             self.bundles[upload.digest] = bytes(upload.data)
@@ -200,6 +223,7 @@ def _receipt(control: FakeControl, _request: httpx.Request, lease: str) -> httpx
 
 _LEASE = r"/v1/leases/(lease-[0-9a-f]{32})"
 _ROUTES: tuple[tuple[str, str, Callable[..., httpx.Response]], ...] = (
+    ("OPTIONS", "/v1/uploads", lambda control, _r: httpx.Response(204, headers={"tus-extension": control.extensions})),
     ("POST", "/v1/uploads", FakeControl.create),
     ("HEAD", "/v1/uploads/([^/]+)", FakeControl.head),
     ("PATCH", "/v1/uploads/([^/]+)", FakeControl.patch),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import httpx
 import pytest
@@ -78,6 +79,52 @@ def test_an_upload_that_the_server_forgot_starts_again(control, state, bundle, s
     control.fault = lambda request: httpx.Response(status) if request.url.path.endswith("gone") else None
     push(control.client(), path, state)
     assert control.bundles[digest] == path.read_bytes()
+
+
+def test_a_server_at_work_is_waited_for_beyond_all_patience(control, state, bundle):
+    path, digest = bundle
+    state.remember_upload(URL, digest, "/v1/uploads/u0")
+    hidden, left = {}, [20]
+
+    def at_work(request):
+        if request.method == "PATCH":
+            control.fault = None
+            control.handle(request)
+            hidden.update(control.bundles)
+            control.bundles.clear()
+            control.fault = at_work
+            raise httpx.ReadTimeout("no answer yet", request=request)
+        if request.method == "HEAD" and hidden and left[0]:
+            left[0] -= 1
+            if not left[0]:
+                control.bundles.update(hidden)
+            return httpx.Response(423)
+        return None
+
+    control.fault = at_work
+    client = control.client(patience=0)
+    client.sleep = lambda seconds: (control.slept.append(seconds), time.sleep(0.02))
+    done = push(client, path, state, patience=0.2)
+    assert (done.sent, left) == (path.stat().st_size, [0])
+    assert control.received == path.stat().st_size
+
+
+def test_an_upload_that_ends_without_a_bundle_is_not_sent_again(control, state, bundle):
+    path, _ = bundle
+
+    def refused_unheard(request):
+        if request.method == "PATCH":
+            control.fault = None
+            control.handle(request)
+            control.bundles.clear()
+            control.uploads.clear()
+            control.fault = refused_unheard
+            raise httpx.ReadTimeout("no answer", request=request)
+
+    control.fault = refused_unheard
+    with pytest.raises(BundleTamperedError):
+        push(control.client(), path, state)
+    assert control.received == path.stat().st_size
 
 
 def test_the_address_of_an_upload_is_kept_through_a_server_error(control, state, bundle):

@@ -36,7 +36,8 @@ def _client(handle) -> ControlClient:
     ("status", "error"),
     [(401, AccessError), (403, AccessError), (404, NotFoundError), (409, StateError), (413, InputError), (422, InputError),
      (400, InputError),
-     (408, ServerError), (425, ServerError), (429, ServerError), (500, ServerError), (503, ServerError), (302, ServerError)],
+     (408, ServerError), (423, ServerError), (425, ServerError),
+     (429, ServerError), (500, ServerError), (503, ServerError), (302, ServerError)],
 )  # fmt: skip
 def test_a_no_is_told_apart_from_no_answer(status, error):
     with pytest.raises(error) as caught:

@@ -1,7 +1,6 @@
-"""tus 1.0.0 (https://tus.io/protocols/resumable-upload): core, creation, termination, checksum, expiration.
+"""tus 1.0.0 (https://tus.io/protocols/resumable-upload) with creation, termination, checksum, expiration and concatenation.
 
-Written here rather than taken from a library: the stored bytes must be synced before they are acknowledged, the digest checked before the
-bundle exists, and ownership, quota and audit log belong to the same transaction; what is left to a library is the parsing of six headers.
+Written here rather than taken from a library: docs/adr/0013.
 """
 
 from __future__ import annotations
@@ -9,32 +8,31 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from sandbox.control import uploads
 from sandbox.control.api.auth import ControlDep, Reader
-from sandbox.control.core import Control
-from sandbox.control.errors import ChecksumError, OffsetError, UploadError, UploadLockedError, storage_error
-from sandbox.errors import InputError, LimitError
+from sandbox.control.errors import OffsetError, UploadError
+from sandbox.control.joining import join
+from sandbox.control.receiving import Checksum, receive
+from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest
 
 VERSION = "1.0.0"
-BATCH_BYTES = 1024 * 1024
 MAX_METADATA_CHARS = 4096
+MAX_PARTS = 64
 _ALGORITHMS = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha512": hashlib.sha512}  # sha1 is what tus demands of every server
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _LEASE = re.compile(r"lease-[0-9a-f]{32}")
+_UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
 _TUS = {"Tus-Resumable": VERSION}
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
-UploadId = Annotated[str, Path(pattern=r"^upload-[0-9a-f]{32}$")]
+UploadId = Annotated[str, Path(pattern=rf"^{_UPLOAD.pattern}$")]
 
 
 @router.options("", status_code=204)
@@ -46,7 +44,7 @@ def options(control: ControlDep) -> Response:
         headers={
             **_TUS,
             "Tus-Version": VERSION,
-            "Tus-Extension": "creation,termination,checksum,expiration",
+            "Tus-Extension": "creation,termination,checksum,expiration,concatenation",
             "Tus-Max-Size": str(control.settings.limits.bundle_bytes),
             "Tus-Checksum-Algorithm": ",".join(_ALGORITHMS),
         },
@@ -55,47 +53,48 @@ def options(control: ControlDep) -> Response:
 
 @router.post("", status_code=201)
 def create(request: Request, control: ControlDep, caller: Reader) -> Response:
-    """Start an upload; ``Upload-Metadata`` names the bundle's digest and, from a node, the lease."""
+    """Start an upload; ``Upload-Metadata`` names the bundle's digest and, from a node, the lease.
+
+    ``Upload-Concat: partial`` starts a part, which needs neither; ``Upload-Concat: final;…`` makes an upload of parts and a bundle of it.
+    """
     _require_version(request)
-    size = _number(request, "upload-length")
+    concat = request.headers.get("upload-concat")
     metadata = _metadata(request.headers.get("upload-metadata", ""))
-    digest, lease = metadata.get("digest", ""), metadata.get("lease")
-    if not is_bundle_digest(digest):
-        raise InputError(
-            "the upload does not say which bundle it is",
-            rule="upload-metadata",
-            seen=digest[:80] or "no digest",
-            wanted="digest: blake3: and 64 hex digits",
-            fix="send Upload-Metadata: digest BASE64",
-        )
-    if lease is not None and not _LEASE.fullmatch(lease):
-        raise InputError(
-            "not a lease id",
-            rule="upload-metadata",
-            seen=lease[:80],
-            wanted="lease- and 32 hex digits",
-            fix="leave it out, or send the lease's id",
-        )
-    upload = uploads.create(control, caller, size=size, digest=digest, lease=lease)
-    if size == 0:
-        uploads.finish(control, upload.id)
-    headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": "0"}
+    if concat == "partial":
+        upload = uploads.create(control, caller, size=_number(request, "upload-length"), digest="", lease=None)
+    elif concat is not None:
+        upload = join(control, caller, digest=_digest(metadata), parts=_parts(concat))
+    else:
+        size = _number(request, "upload-length")
+        upload = uploads.create(control, caller, size=size, digest=_digest(metadata), lease=_lease(metadata))
+    if upload.due:
+        with control.uploading.hold(upload.id):
+            uploads.finish(control, upload.id)
+    headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": str(upload.offset)}
     return Response(status_code=201, headers={**_TUS, **headers})
 
 
 @router.head("/{upload}")
 def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
-    """Say how many bytes are there. One that is whole but was cut short of becoming a bundle becomes one now."""
+    """Say how many bytes are there. All of them are once the bundle is stored: one that is whole but not stored becomes a bundle now.
+
+    While another request is at that, this one is refused as locked, so that no client takes an unverified bundle for a stored one.
+    """
     _require_version(request)
     found = uploads.find(control, caller, upload)
-    if found.offset == found.size and upload not in _busy(request):
-        uploads.finish(control, upload)
+    if found.due:
+        with control.uploading.hold(upload):
+            uploads.finish(control, upload)
     headers = {
         "Upload-Offset": str(found.offset),
         "Upload-Length": str(found.size),
         "Upload-Expires": found.expires_at_http,
         "Cache-Control": "no-store",
     }
+    if found.is_part:
+        headers["Upload-Concat"] = "partial"
+    elif found.parts:
+        headers["Upload-Concat"] = "final;" + " ".join(f"/v1/uploads/{part}" for part in found.parts)
     return Response(status_code=200, headers={**_TUS, **headers})
 
 
@@ -112,18 +111,10 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
         )
     start = _number(request, "upload-offset")
     checksum = _checksum(request.headers.get("upload-checksum"))
-    busy = _busy(request)
-    if upload in busy:
-        raise UploadLockedError(
-            "another request is writing to this upload",
-            rule="upload-lock",
-            seen="locked",
-            wanted="one request at a time",
-            fix="try again in a moment",
-        )
-    busy.add(upload)
-    try:
+    with control.uploading.hold(upload):
         found = await run_in_threadpool(uploads.find, control, caller, upload)
+        if found.parts:
+            raise _bad("an upload made of parts takes no bytes", 403, "a PATCH", "none")
         if start != found.offset:
             raise OffsetError(
                 "the upload goes on elsewhere",
@@ -132,96 +123,25 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
                 wanted=str(found.offset),
                 fix="ask with HEAD, then send from there",
             )
-        try:
-            offset = await _receive(control, found, request.stream(), checksum)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it; the bytes that came are kept
-        if offset == found.size:
+        received = await receive(control, found, request.stream(), checksum)
+        expires = found.expires_at_http
+        if received.offset > start:
+            expires = await run_in_threadpool(uploads.extend, control, found)
+        if received.cut:
+            return Response(status_code=400)  # nobody is there to read it
+        if received.offset == found.size and not found.is_part:
             await run_in_threadpool(uploads.finish, control, upload)
-    finally:
-        busy.discard(upload)
-    return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(offset), "Upload-Expires": found.expires_at_http})
+    return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(received.offset), "Upload-Expires": expires})
 
 
 @router.delete("/{upload}", status_code=204)
 def terminate(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
     """Give an upload up."""
     _require_version(request)
-    uploads.find(control, caller, upload)
-    if upload in _busy(request):
-        raise UploadLockedError(
-            "another request is writing to this upload",
-            rule="upload-lock",
-            seen="locked",
-            wanted="one request at a time",
-            fix="try again in a moment",
-        )
-    uploads.drop(control, upload)
+    with control.uploading.hold(upload):
+        uploads.find(control, caller, upload)
+        uploads.drop(control, upload)
     return Response(status_code=204, headers=_TUS)
-
-
-async def _receive(control: Control, upload: uploads.Upload, stream: AsyncIterator[bytes], checksum: tuple[Any, bytes] | None) -> int:
-    """Append a stream to the upload's file, durably; return the new offset.
-
-    Bytes over the announced length are refused. With a checksum it is all or nothing, as tus demands.
-    """
-    whole = False
-    try:
-        fd = os.open(upload.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return upload.offset  # its bytes are in the store already; the digest still decides in ``finish``
-    offset = upload.offset
-    try:
-        batch = bytearray()
-        async for piece in stream:
-            batch += piece
-            if offset + len(batch) > upload.size:
-                raise LimitError(
-                    "more bytes than the upload announced",
-                    rule="upload-length",
-                    seen=f"over {upload.size} bytes",
-                    wanted=f"{upload.size} bytes",
-                    fix="start it again",
-                )
-            if len(batch) >= BATCH_BYTES:
-                offset += await run_in_threadpool(_write, fd, batch, checksum)
-                batch = bytearray()
-        offset += await run_in_threadpool(_write, fd, batch, checksum)
-        if checksum is not None and checksum[0].digest() != checksum[1]:
-            raise ChecksumError(
-                "the bytes do not have the checksum that came with them",
-                rule="upload-checksum",
-                seen=checksum[0].hexdigest()[:16],
-                wanted=checksum[1].hex()[:16],
-                fix="send this piece again",
-            )
-        whole = True
-    except OSError as error:
-        raise storage_error(error, "the upload folder") from error
-    finally:
-        try:
-            if checksum is not None and not whole:
-                os.ftruncate(fd, upload.offset)
-            await run_in_threadpool(os.fsync, fd)
-        finally:
-            os.close(fd)
-    control.metrics.upload_bytes.inc(offset - upload.offset)
-    return offset
-
-
-def _write(fd: int, data: bytearray, checksum: tuple[Any, bytes] | None) -> int:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.write(fd, view[done:])
-    if checksum is not None:
-        checksum[0].update(data)
-    return done
-
-
-def _busy(request: Request) -> set[str]:
-    busy: set[str] = request.app.state.uploads_busy
-    return busy
 
 
 def _require_version(request: Request) -> None:
@@ -249,14 +169,49 @@ def _metadata(text: str) -> dict[str, str]:
     return found
 
 
-def _checksum(text: str | None) -> tuple[Any, bytes] | None:
+def _digest(metadata: dict[str, str]) -> str:
+    digest = metadata.get("digest", "")
+    if not is_bundle_digest(digest):
+        raise InputError(
+            "the upload does not say which bundle it is",
+            rule="upload-metadata",
+            seen=digest[:80] or "no digest",
+            wanted="digest: blake3: and 64 hex digits",
+            fix="send Upload-Metadata: digest BASE64",
+        )
+    return digest
+
+
+def _lease(metadata: dict[str, str]) -> str | None:
+    lease = metadata.get("lease")
+    if lease is not None and not _LEASE.fullmatch(lease):
+        raise InputError(
+            "not a lease id",
+            rule="upload-metadata",
+            seen=lease[:80],
+            wanted="lease- and 32 hex digits",
+            fix="leave it out, or send the lease's id",
+        )
+    return lease
+
+
+def _parts(concat: str) -> list[str]:
+    """Return the ids of the parts that ``Upload-Concat: final;URL URL…`` names."""
+    kind, _, urls = concat.partition(";")
+    parts = [url.rpartition("/")[2] for url in urls.split()]
+    if kind != "final" or not 1 <= len(parts) <= MAX_PARTS or not all(_UPLOAD.fullmatch(part) for part in parts):
+        raise _bad("Upload-Concat is not as tus writes it", 400, concat[:80], f"partial, or final; and 1 to {MAX_PARTS} uploads")
+    return parts
+
+
+def _checksum(text: str | None) -> Checksum | None:
     if text is None:
         return None
     name, _, value = text.partition(" ")
     if name not in _ALGORITHMS:
         raise _bad("this checksum is not supported", 400, name[:20], ", ".join(_ALGORITHMS))
     try:
-        return _ALGORITHMS[name](usedforsecurity=False), base64.b64decode(value, validate=True)
+        return Checksum(_ALGORITHMS[name](usedforsecurity=False), base64.b64decode(value, validate=True))
     except binascii.Error as error:
         raise _bad("the checksum is not base64", 400, value[:40], "base64") from error
 

@@ -144,7 +144,8 @@ class BundleOwnerRow(Base):
 class UploadRow(Base):
     """An upload. Its bytes are one file, whose size is the offset, so that a restart resumes at the exact byte.
 
-    A finished one (``done``) is remembered for a while: a client that missed the last answer still learns that all is there.
+    A finished one (``done``) is remembered for a while: a client that missed the last answer still learns that all is there. A part of one
+    that is to come has no digest. ``parts`` are ``[id, size]`` of the files that an upload is made of, where it was joined from several.
     """
 
     __tablename__ = "uploads"
@@ -154,6 +155,7 @@ class UploadRow(Base):
     digest: Mapped[str] = mapped_column(String(71))
     size: Mapped[int] = mapped_column(BigInteger)
     lease: Mapped[str | None] = mapped_column(String(64))
+    parts: Mapped[list[Any]] = mapped_column(default=list)
     verified: Mapped[bool] = mapped_column(default=False)
     done: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]

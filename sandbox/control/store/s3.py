@@ -22,6 +22,12 @@ from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest, new_id
 
 _SUFFIX = ".bundle"
+MAX_PARTS = 9000
+"""Parts of one upload: below S3's bound of 10,000."""
+MIN_PART_BYTES = 8 * 1024 * 1024
+IN_FLIGHT_BYTES = 256 * 1024 * 1024
+"""What parts under way may take of memory, all together, unless a single one is larger."""
+MAX_AT_ONCE = 12
 
 
 class S3Store:
@@ -37,7 +43,8 @@ class S3Store:
         if self.size(digest) is None:
             wanted = source.stat().st_size
             with _as_os_errors():
-                obstore.put(self._bucket, key, source)
+                part, at_once = part_sizes(wanted)
+                obstore.put(self._bucket, key, source, chunk_size=part, max_concurrency=at_once)
             if self.size(digest) != wanted:
                 raise OSError(errno.EIO, "the store kept another number of bytes than it was given")
         source.unlink(missing_ok=True)
@@ -86,6 +93,12 @@ class S3Store:
         with _as_os_errors():
             obstore.put(self._bucket, probe, b"sealrig")
             obstore.delete(self._bucket, probe)
+
+
+def part_sizes(size: int) -> tuple[int, int]:
+    """Return the bytes of each part of an object of ``size`` bytes, and how many parts travel at once."""
+    part = max(MIN_PART_BYTES, -(-size // MAX_PARTS))
+    return part, max(1, min(MAX_AT_ONCE, IN_FLIGHT_BYTES // part))
 
 
 def _key(digest: str) -> str:
