@@ -304,12 +304,24 @@ class NodeInfo(Message):
     qualification: QualificationInfo | None = None
 
 
+class GpuOffer(Message):
+    """A GPU that a node leases: the bytes that a job can use of it, and for which leases it is held now; none where it is free."""
+
+    uuid: Annotated[str, Field(max_length=100)]
+    memory: Annotated[int, Field(ge=0)]
+    leases: Annotated[tuple[LeaseId, ...], Field(max_length=1024)] = ()
+
+
 class PollRequest(Message):
-    """A node asks for work. ``held`` are the leases it has something of; ``wait`` seconds at most until the answer."""
+    """A node asks for work. ``held`` are the leases it has something of; ``wait`` seconds at most until the answer.
+
+    ``gpus`` are all GPUs that it leases, free or held; None where it does not tell, as nodes did not before: then they are only counted.
+    """
 
     held: tuple[LeaseId, ...] = ()
     accepting: bool = True
     wait: Annotated[float, Field(ge=0, le=MAX_WAIT_SECONDS)] = 0
+    gpus: Annotated[tuple[GpuOffer, ...], Field(max_length=64)] | None = None
 
 
 class Assignment(Message):

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from sandbox.customer.client import LIST_SECONDS, Client
 from sandbox.errors import ServerError
 from sandbox.node.client import ControlClient
-from sandbox.wire import LeaseInfo, NodeInfo, NonceRequest, PollRequest
+from sandbox.wire import GpuOffer, LeaseInfo, NodeInfo, NonceRequest, PollRequest
 
 NODE = {
     "id": "node-" + "0" * 32, "public_key": "k", "version": "9", "state": "ready", "last_seen": "2026-11-23T00:00:00Z", "inventory": {},
@@ -59,6 +59,23 @@ def test_an_older_node_reads_a_newer_servers_answers():
     body = {"assignments": [assignment], "node_state": "ready", "added": "x"}
     with ControlClient("http://127.0.0.1:1", "t", NODE["id"], transport=answering(body)) as client:
         assert client.poll(PollRequest()).assignments[0].lease == LEASE["id"]
+
+
+def test_a_newer_node_with_gpus_gets_work_from_an_older_server():
+    asked = []
+
+    def older(request):
+        asked.append(json.loads(request.content))
+        if asked[-1].keys() - {"held", "accepting", "wait"}:
+            body = {"type": "about:blank", "title": "x", "status": 422, "detail": "gpus", "code": "bad-input", "details": {}}
+            return httpx.Response(422, json=body)
+        return httpx.Response(200, json={"assignments": [], "node_state": "ready"})
+
+    with ControlClient("http://127.0.0.1:1", "t", NODE["id"], transport=httpx.MockTransport(older)) as client:
+        assert client.poll(PollRequest(gpus=(GpuOffer(uuid="GPU-1", memory=1),), wait=0)).node_state == "ready"
+        assert [("gpus" in body) for body in asked] == [True, False]
+        client.poll(PollRequest())
+        assert "gpus" not in asked[-1]
 
 
 def test_an_answer_that_lacks_something_is_an_error_that_names_it():

@@ -93,7 +93,7 @@ def take_work(control: Control, caller: Caller, node_id: str, request: PollReque
     if stale or (at - seen).total_seconds() >= SEEN_EVERY_SECONDS:
         with control.database.write() as session:
             session.execute(update(NodeRow).where(NodeRow.id == node_id).values(last_seen=at, stale=False))
-    placed = place(control, node_id) if request.accepting else []
+    placed = place(control, node_id, request.gpus) if request.accepting else []
     if placed:
         control.acknowledge("waiting", *placed)
     with control.database.read() as session:

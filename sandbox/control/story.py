@@ -130,6 +130,7 @@ def _admit_new(control: Control, session: Session, caller: Caller, statement: Jo
         memory=spec.resources.memory,
         scratch=spec.resources.scratch,
         gpus=spec.resources.gpus,
+        gpu_memory=spec.resources.gpu_memory,
         isolation=spec.isolation,
         output_max=spec.output.max_size,
         deadline=at + timedelta(seconds=control.settings.limits.queue_seconds),

@@ -76,10 +76,14 @@ class ControlClient:
         return _parsed(NodeInfo, self._call("PUT", f"/v1/nodes/{self.node}/qualification", json=body))
 
     def poll(self, request: PollRequest) -> PollAnswer:
-        """Ask for work; held open for ``request.wait`` seconds at most."""
-        answer = self._call(
-            "POST", f"/v1/nodes/{self.node}/poll", json=request.model_dump(mode="json"), timeout=request.wait + CALL_SECONDS
-        )
+        """Ask for work; held open for ``request.wait`` seconds at most. A server that does not know ``request.gpus`` is not told them."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        try:
+            answer = self._call("POST", f"/v1/nodes/{self.node}/poll", json=body, timeout=request.wait + CALL_SECONDS)
+        except InputError:
+            if request.gpus is None:
+                raise
+            return self.poll(request.model_copy(update={"gpus": None}))
         return _parsed(PollAnswer, answer)
 
     def report(self, lease: str, envelope: Envelope) -> LeaseInfo:

@@ -67,8 +67,7 @@ class Supervisor:
         while not self._stopping.is_set():
             try:
                 told = self._told()
-                request = PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds)
-                self._take(self._node.client.poll(request), told)
+                self._take(self._node.client.poll(self._request()), told)
             except ServerError as error:
                 # Loss of contact ends nothing: every lease goes on in its own thread.
                 _log.warning("no contact", reason=error.message)
@@ -83,6 +82,10 @@ class Supervisor:
         with self._lock:
             for inbox in self._inboxes.values():
                 inbox.stop()
+
+    def _request(self) -> PollRequest:
+        gpus = self._node.gpus.offers() or None
+        return PollRequest(held=tuple(self._held()), accepting=self._accepting(), wait=self._poll_seconds, gpus=gpus)
 
     def _accepting(self) -> bool:
         return not self._stopping.is_set() and not self._node.state.quarantine and len(self._held()) < self._capacity.slots

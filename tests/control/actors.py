@@ -173,8 +173,8 @@ class Node(Person):
         whole = {"slots": 2, "cpus": 4, "memory": 8 * 2**30, "scratch": 32 * 2**30, **capacity}
         return self.put(f"/v1/nodes/{self.id}", {"public_key": self.key.public.text, "version": "1", "capacity": whole})
 
-    def poll(self, held: tuple[str, ...] = (), *, accepting: bool = True, wait: float = 0) -> Any:
-        return ok(self.post(f"/v1/nodes/{self.id}/poll", {"held": list(held), "accepting": accepting, "wait": wait}))
+    def poll(self, held: tuple[str, ...] = (), *, accepting: bool = True, wait: float = 0, **more: Any) -> Any:
+        return ok(self.post(f"/v1/nodes/{self.id}/poll", {"held": list(held), "accepting": accepting, "wait": wait, **more}))
 
     def assignment(self, lease: str) -> Any:
         return next(each for each in self.poll()["assignments"] if each["lease"] == lease)

@@ -92,6 +92,10 @@ def gpus_of(rig, lease):
     return [gpu.uuid for gpu in Evidence.from_payload(Envelope.from_bytes(lease.documents["evidence"]).payload).gpus if gpu.leased]
 
 
+def memory_of(rig, uuid):
+    return next(gpu.memory - gpu.reserved for gpu in rig.node.gpus.inventory.gpus if gpu.uuid == uuid)
+
+
 def test_two_leases_at_once_have_a_card_each_and_leave_it_clean(gpu_rig, machine):
     uuids = [gpu.uuid for gpu in gpu_rig.node.gpus.inventory.gpus]
     leave_residue(machine, uuids[0])
@@ -110,6 +114,9 @@ def test_two_leases_at_once_have_a_card_each_and_leave_it_clean(gpu_rig, machine
             certificate = verify_certificate(Envelope.from_bytes(lease.documents["certificate"]), gpu_rig.control.node_key)
             assert uuid in {medium.serial_number for medium in certificate.predicate.media}
         assert sum(map(bool, machine.memory(0))) <= 16
+        # What the control plane places by: which card is whose.
+        assert all({"uuid": uuid, "memory": memory_of(gpu_rig, uuid), "leases": [lease.id]} in gpu_rig.control.gpus_told
+                   for lease, uuid in ((small, uuids[0]), (large, uuids[1])))  # fmt: skip
         # Each was wiped before its lease (nobody knew what lay there) and after it.
         assert sorted(gpu_rig.node.gpu_wiper.asked) == sorted([(uuid,) for uuid in uuids] * 2)
 

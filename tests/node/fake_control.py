@@ -76,6 +76,7 @@ class FakeControl:
         self.down = False
         self.index = 10
         self.asked: list[str] = []
+        self.gpus_told: list[dict[str, object]] = []
         self.headers: dict[str, str] = {}
         self.changed = threading.Condition()
         self.transport = httpx.MockTransport(self.handle)
@@ -146,6 +147,7 @@ class FakeControl:
 
     def _poll(self, request, body, node):
         tree = json.loads(body)
+        self.gpus_told += tree.get("gpus", ())
         deadline = time.monotonic() + min(tree["wait"], 0.15)
         self.changed.wait(max(0, deadline - time.monotonic()))
         live = [lease for lease in self.leases.values() if lease.state not in TERMINAL]

@@ -273,6 +273,15 @@ def test_a_gpu_is_leased_once():
     assert pool.take("lease-" + "c" * 32, 1, 0) == ("GPU-1",)
 
 
+def test_the_control_plane_is_told_of_each_gpu_and_who_holds_it():
+    found = Inventory((Gpu("GPU-1", "x", 100, 50), Gpu("GPU-2", "x", 90, 10), Gpu("GPU-3", "x", 9, 0)), 3, "3 GPUs")
+    pool = GpuPool(found, cdi=True, refused={"GPU-3": "too small"})
+    assert pool.take(LEASE, 1, 0) == ("GPU-1",)  # the smallest by what a job can use of it
+    pool.hold("lease-" + "b" * 32, None)
+    told = [(offer.uuid, offer.memory, [lease[6] for lease in offer.leases]) for offer in pool.offers()]
+    assert told == [("GPU-1", 50, ["a", "b"]), ("GPU-2", 80, ["b"])]
+
+
 def test_a_gpu_that_is_about_to_be_given_back_is_waited_for():
     pool = GpuPool(Inventory((Gpu("GPU-1", "x", 100, 10),), 1, "1 GPU"), cdi=True)
     pool.take(LEASE, 1, 0)

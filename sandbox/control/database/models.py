@@ -214,6 +214,7 @@ class LeaseRow(Base):
     memory: Mapped[int] = mapped_column(BigInteger)
     scratch: Mapped[int] = mapped_column(BigInteger)
     gpus: Mapped[int]
+    gpu_memory: Mapped[int] = mapped_column(BigInteger)
     isolation: Mapped[str] = mapped_column(String(16))
     output_max: Mapped[int] = mapped_column(BigInteger)
     deadline: Mapped[datetime | None] = mapped_column(index=True)

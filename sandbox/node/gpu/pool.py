@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
 
 from sandbox.errors import JobError
+from sandbox.wire import GpuOffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sandbox.node.gpu.model import Inventory
+    from sandbox.node.gpu.model import Gpu, Inventory
 
 
 class DeviceFields(TypedDict):
@@ -22,6 +23,11 @@ class DeviceFields(TypedDict):
 
     devices: tuple[str, ...]
     cdi: tuple[str, ...]
+
+
+def usable(gpu: Gpu) -> int:
+    """Return the bytes of a GPU that a job can use."""
+    return gpu.memory - gpu.reserved
 
 
 class GpuPool:
@@ -48,7 +54,7 @@ class GpuPool:
         if count == 0:
             return ()
         with self._changed:
-            enough = sum(gpu.memory - gpu.reserved >= memory for gpu in self.leasable) >= count
+            enough = sum(usable(gpu) >= memory for gpu in self.leasable) >= count
             self._changed.wait_for(lambda: len(self._free(memory)) >= count, patience if enough else 0)
             free = self._free(memory)
             if len(free) < count:
@@ -85,6 +91,14 @@ class GpuPool:
             self._held = {(holder, uuid) for holder, uuid in self._held if holder != lease}
             self._changed.notify_all()
 
+    def offers(self) -> tuple[GpuOffer, ...]:
+        """Return all GPUs that are leased, with whom each is held for now: the control plane places by it."""
+        with self._changed:
+            return tuple(
+                GpuOffer(uuid=gpu.uuid, memory=usable(gpu), leases=tuple(sorted(lease for lease, uuid in self._held if uuid == gpu.uuid)))
+                for gpu in self.leasable
+            )
+
     def devices(self, uuids: tuple[str, ...]) -> DeviceFields:
         """Return how a plan names these GPUs."""
         nodes = [node for gpu in self.inventory.gpus if gpu.uuid in uuids for node in gpu.nodes]
@@ -96,8 +110,8 @@ class GpuPool:
     def _free(self, memory: int) -> list[str]:
         """Return the free GPUs that fit, the smallest first, so that the large ones are left for those who need them."""
         held = {uuid for _, uuid in self._held}
-        fitting = [gpu for gpu in self.leasable if gpu.uuid not in held and gpu.memory - gpu.reserved >= memory]
-        return [gpu.uuid for gpu in sorted(fitting, key=lambda gpu: gpu.memory)]
+        fitting = [gpu for gpu in self.leasable if gpu.uuid not in held and usable(gpu) >= memory]
+        return [gpu.uuid for gpu in sorted(fitting, key=usable)]
 
     def _by_cdi(self, uuid: str) -> bool:
         return not next(gpu.nodes for gpu in self.inventory.gpus if gpu.uuid == uuid)
