@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sandbox.cli.console import console
+from sandbox.cli.console import console, shown
 from sandbox.cli.context import ServerOption, client, secret_line
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def _show(info: Any) -> None:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported 
         left_out = {"capacity", "inventory", "qualification"}
         here.fields({**info.model_dump(mode="json", exclude=left_out), **info.capacity.model_dump(mode="json", exclude={"gpus"})})
         here.table(_gpus(info), empty=str(info.inventory.get("gpuDetail") or "no GPU on this node"))
+        if _gpus(info) and "gpuDetail" in info.inventory:
+            here.print(shown(info.inventory["gpuDetail"]))
 
     console().emit(info, human)
 
@@ -187,7 +189,7 @@ def _gpus(info: Any) -> list[dict[str, object]]:  # noqa: ANN401  (sandbox.wire.
     found = {str(gpu.get("uuid")): gpu for gpu in told if isinstance(gpu, dict)} if isinstance(told, list) else {}
     grades = {card.uuid: card.grade for card in info.qualification.cards} if info.qualification else {}
     rows = []
-    for uuid in info.capacity.gpus:
+    for uuid in dict.fromkeys([*info.capacity.gpus, *found]):  # also those that are not leased
         gpu = found.get(uuid, {})
         parts = {name: part if isinstance(part := gpu.get(name), dict) else {} for name in ("link", "errors")}
         rows.append(

@@ -19,7 +19,7 @@ from sandbox.node.devices import evidence_sources, measure_start, reachable_leve
 from sandbox.node.engine import Engine
 from sandbox.node.gpu import cdi
 from sandbox.node.gpu.inventory import inventory
-from sandbox.node.gpu.model import Inventory
+from sandbox.node.gpu.model import Gpu
 from sandbox.node.gpu.pool import GpuPool
 from sandbox.node.gpu.reach import unleasable
 from sandbox.node.gpu.touch import keep_accounts
@@ -34,6 +34,7 @@ from sandbox.node.supervisor import Supervisor
 from sandbox.wire import Capacity
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _log = structlog.get_logger("sealrig.node")
@@ -59,13 +60,14 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     engine = Engine(settings.docker_url)
     facts = engine.facts()
     found = inventory()
-    accounted = [gpu.uuid for gpu in found.gpus if gpu.backend == "cuda" and keep_accounts(gpu.uuid)]
+    there = [gpu for gpu in found.gpus if not gpu.lost]
+    accounted = [gpu.uuid for gpu in there if gpu.backend == "cuda" and keep_accounts(gpu.uuid)]
     if found.gpus:
         _log.info("gpus", found=len(found.gpus), accounted=len(accounted), why="those not accounted for are wiped before each lease too")
-    refused = unleasable(found.gpus)
-    for uuid, why in refused.items():
+    refused = unleasable(there)
+    for uuid, why in [*refused.items(), *((gpu.uuid, gpu.lost) for gpu in found.gpus if gpu.lost)]:
         _log.warning("gpu-not-leased", gpu=uuid, why=why)
-    pool = GpuPool(found, cdi=facts.cdi and _gpus_described(found), refused=refused)
+    pool = GpuPool(found, cdi=facts.cdi and _gpus_described(there), refused=refused)
     isolation = ("container", "gvisor") if "runsc" in facts.runtimes else ("container",)
     kinds = available_kinds()
     confinement, why = profile_for_jobs(engine_confines=facts.apparmor)
@@ -90,7 +92,7 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
         seccomp=shipped_profile(),
         apparmor=confinement,
         view_cache=settings.view_cache,
-        devices=evidence_sources(settings.evidence, [gpu.uuid for gpu in found.gpus]),
+        devices=evidence_sources(settings.evidence, [gpu.uuid for gpu in there]),
     )
     capacity = Capacity(
         slots=settings.slots,
@@ -103,10 +105,10 @@ def make_node(root: Path) -> tuple[Node, NodeSettings, Capacity]:
     return node, settings, capacity
 
 
-def _gpus_described(found: Inventory) -> bool:
+def _gpus_described(gpus: Sequence[Gpu]) -> bool:
     """Tell the engine of this node's GPUs; where that fails none is handed out, and the log says why."""
     try:
-        cdi.prepare([gpu for gpu in found.gpus if gpu.backend == "cuda"], machine=platform.machine())
+        cdi.prepare([gpu for gpu in gpus if gpu.backend == "cuda"], machine=platform.machine())
     except EngineError as error:
         _log.error("gpus-not-described", error=error.message, **error.details)
         return False

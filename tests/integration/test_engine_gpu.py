@@ -157,12 +157,19 @@ def test_a_wipe_that_fails_ends_in_quarantine(gpu_rig, machine, planted):
 
 
 def test_a_card_that_no_wipe_could_reach_is_not_offered(node_rig, machine, monkeypatch):
-    monkeypatch.setattr(start, "_gpus_described", lambda _: False)  # this machine's engine is not told of these cards
+    described = []
+    ask = start.Engine.facts
+    monkeypatch.setattr(start.Engine, "facts", lambda engine: dataclasses.replace(ask(engine), cdi=True))
+    monkeypatch.setattr(start, "_gpus_described", described.extend)  # this machine's engine is not told of these cards
     large, small = machine.card(0), machine.card(1, allocations_most=8 * MIB)
+    machine.card(2, fails=15)
     node, _, capacity = start.make_node(node_rig.root)
     node.client.close()
     assert capacity.gpus == (large,)
-    assert f"2 GPUs; {small} is not leased: a wipe cannot reach" in node.gpus.inventory.summary()["gpuDetail"]
+    assert [gpu.uuid for gpu in described] == [large, small]
+    detail = node.gpus.inventory.summary()["gpuDetail"]
+    for words in ("2 GPUs; 1 lost: ", "LOST-2 is not leased: the driver cannot read it", f"{small} is not leased: a wipe cannot reach"):
+        assert words in detail
 
 
 def test_a_restart_keeps_the_card_of_a_lease_that_was_running(gpu_rig, machine, monkeypatch):

@@ -14,7 +14,7 @@ from sandbox.node.engine import Exit
 from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.model import Gpu, Inventory
 from sandbox.node.gpu.pool import GpuPool
-from sandbox.node.gpu.sysfs import gpus_on_bus
+from sandbox.node.gpu.sysfs import gpus_on_bus, intel_on_bus
 from sandbox.node.inbox import Inbox
 from sandbox.node.init import init_node
 from sandbox.node.layout import NodeFolder
@@ -260,6 +260,7 @@ def test_gpus_on_the_bus_are_counted_without_a_driver(tmp_path):
         (tmp_path / name / "vendor").write_text(vendor + "\n")
         (tmp_path / name / "class").write_text(kind + "\n")
     assert gpus_on_bus(tmp_path) == 2
+    assert intel_on_bus(tmp_path) == 1
 
 
 def test_a_gpu_is_leased_once():

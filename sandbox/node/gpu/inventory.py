@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from sandbox.node.gpu import sysfs
@@ -24,11 +25,22 @@ def inventory() -> Inventory:
     on_bus = sysfs.gpus_on_bus()
     found, driver, trouble = _nvidia()
     gpus = (*found, *sysfs.read_gpus())
+    return Inventory(gpus, on_bus, "; ".join(_words(gpus, on_bus, trouble)), driver)
+
+
+def _words(gpus: Sequence[Gpu], on_bus: int, trouble: str) -> Iterator[str]:
+    lost = [gpu.lost for gpu in gpus if gpu.lost]
+    seen = len(gpus) - len(lost)
     if gpus:
-        return Inventory(gpus, on_bus, f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}", driver)
-    if on_bus == 0:
-        return Inventory((), 0, "no GPU on this node", driver)
-    return Inventory((), on_bus, f"{on_bus} on the bus, but no driver shows one: {trouble or 'none is loaded'}", driver)
+        yield f"{seen} GPU{'' if seen == 1 else 's'}"
+    if lost:
+        yield f"{len(lost)} lost: {', '.join(sorted(set(lost)))}"
+    if gpus and on_bus > len({gpu.parent or gpu.uuid for gpu in gpus}):
+        yield f"{on_bus} on the bus"
+    if not gpus:
+        yield f"{on_bus} on the bus, but no driver shows one: {trouble or 'none is loaded'}" if on_bus else "no GPU on this node"
+    if intel := sysfs.intel_on_bus():
+        yield f"{intel} of Intel's on the bus, which {'is' if intel == 1 else 'are'} never leased"
 
 
 def _nvidia() -> tuple[tuple[Gpu, ...], Driver, str]:

@@ -46,7 +46,8 @@ class Gpu:
     """One GPU, or one MIG instance where the operator divided a GPU (``parent`` then names the whole one). Sizes in bytes.
 
     ``processes`` hold it now; None says that the driver does not tell. ``nodes`` are the device files that a container needs, for
-    drivers without CDI. ``pci_id`` is ``vendor:device`` in hex.
+    drivers without CDI. ``pci_id`` is ``vendor:device`` in hex. ``lost`` says why the driver cannot read a card that it counts; nothing but
+    its place in the list is known of it then.
     """
 
     uuid: str
@@ -71,6 +72,7 @@ class Gpu:
     instance: tuple[int, int] | None = None
     inforom_valid: bool | None = None
     nodes: tuple[str, ...] = ()
+    lost: str = ""
 
     def row(self) -> dict[str, Any]:
         """Return all of it as JSON values, without what holds it now."""

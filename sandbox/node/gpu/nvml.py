@@ -65,17 +65,25 @@ def session() -> Iterator[None]:
 def read_gpus() -> tuple[Gpu, ...]:
     """Return all GPUs; one that is divided into MIG instances is replaced by these. Call inside ``session``.
 
-    Raises ``NvmlUnavailableError`` where one cannot be read: a list that leaves one out would be worse than none.
+    One that cannot be read stands in the list as lost: it neither hides the others, whose wipes go on, nor is left out itself. Raises
+    ``NvmlUnavailableError`` where NVML does not tell how many there are.
     """
     try:
-        found: list[Gpu] = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            card = Card(pynvml.nvmlDeviceGetHandleByIndex(index))
-            whole = _gpu(card)
-            found += _instances(card, whole) if whole.mig else [whole]
+        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
         raise NvmlUnavailableError(str(error)) from error
-    return tuple(found)
+    return tuple(gpu for index in range(count) for gpu in _at(index))
+
+
+def _at(index: int) -> list[Gpu]:
+    uuid = f"LOST-{index}"
+    try:
+        card = Card(pynvml.nvmlDeviceGetHandleByIndex(index))
+        uuid = _text(pynvml.nvmlDeviceGetUUID(card.handle))
+        whole = _gpu(card)
+        return _instances(card, whole) if whole.mig else [whole]
+    except pynvml.NVMLError as error:
+        return [Gpu(uuid, "an NVIDIA GPU that is lost", 0, 0, processes=None, lost=f"the driver cannot read it ({error})")]
 
 
 def read_gpu(uuid: str) -> Gpu | None:

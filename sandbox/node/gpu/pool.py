@@ -36,11 +36,12 @@ class GpuPool:
     def __init__(self, inventory: Inventory, *, cdi: bool, refused: Mapping[str, str] | None = None) -> None:
         """``cdi`` says whether the engine takes CDI devices; without it no GPU is handed out.
 
-        ``refused`` says, by uuid, why a GPU is never leased; it is part of the inventory's ``detail``.
+        ``refused`` says, by uuid, why a GPU is never leased, beside those that are lost; it is part of the inventory's ``detail``.
         """
-        why = [f"{uuid} is not leased: {reason}" for uuid, reason in (refused or {}).items()]
+        never = {gpu.uuid: gpu.lost for gpu in inventory.gpus if gpu.lost} | dict(refused or {})
+        why = [f"{uuid} is not leased: {reason}" for uuid, reason in never.items()]
         self.inventory = replace(inventory, detail="; ".join([inventory.detail, *why]))
-        self.leasable = tuple(gpu for gpu in inventory.gpus if gpu.uuid not in (refused or {}))
+        self.leasable = tuple(gpu for gpu in inventory.gpus if gpu.uuid not in never)
         self._cdi = cdi
         self._held: set[tuple[str, str]] = set()
         self._changed = threading.Condition()

@@ -22,6 +22,11 @@ def gpus_on_bus(devices: Path = DEVICES) -> int:
     return len(_displays(devices, (NVIDIA, AMD)))
 
 
+def intel_on_bus(devices: Path = DEVICES) -> int:
+    """Return how many GPUs of Intel's the PCI bus shows: no driver that this node asks tells of them."""
+    return len(_displays(devices, (INTEL,)))
+
+
 def read_gpus(devices: Path = DEVICES, processes: Path = PROCESSES) -> tuple[Gpu, ...]:
     """Return the GPUs that amdgpu drives, with the processes that have their device files open."""
     cards = [device for device in _displays(devices, (AMD,)) if _text(device / "mem_info_vram_total")]

@@ -66,7 +66,9 @@ class VramWiper:
 
 
 def _held(gpu: Gpu) -> str:
-    """Say who holds the GPU; nothing where nobody does."""
+    """Say who holds the GPU, or that nobody can know; nothing where nobody does."""
+    if gpu.lost:
+        return gpu.lost
     if gpu.processes is None:
         return "the driver does not tell which processes hold the device"
     return f"processes still hold the device: {', '.join(str(pid) for pid in gpu.processes[:8])}" if gpu.processes else ""

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import JobError
+from sandbox.node.evidence import gpu_facts
 from sandbox.node.gpu import nvml, sysfs, touch
 from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.model import Inventory
 from sandbox.node.gpu.pool import GpuPool
+from sandbox.node.gpu.wiper import VramWiper
 from tests.node.gpu.machine import MIB, uuid
 from tests.node.gpu.test_cuda import leave_residue
 
@@ -40,7 +42,7 @@ def test_everything_that_nvml_tells_is_told(machine):
     assert inventory().driver.confidential is True
     told = inventory().summary()
     assert told["gpus"][0]["errors"]["remapped_rows"] == 3
-    assert told["gpuDetail"] == "1 GPU"
+    assert told["gpuDetail"].startswith("1 GPU")
 
 
 def test_what_a_card_does_not_tell_is_unknown(machine):
@@ -53,11 +55,37 @@ def test_what_a_card_does_not_tell_is_unknown(machine):
     assert inventory().driver.confidential is None
 
 
-def test_a_list_that_leaves_one_out_is_none(machine):
+@pytest.mark.parametrize(("planted", "name"), [({"fails": 15}, "LOST-1"), ({"name": None}, uuid(1))], ids=["lost", "unreadable"])
+def test_a_lost_card_is_shown_and_never_leased_and_hides_no_other(machine, monkeypatch, planted, name):
     machine.card(0)
-    machine.card(1, fails=15)
+    machine.card(1, **planted)
+    machine.card(2)
+    monkeypatch.setattr(sysfs, "gpus_on_bus", lambda: 3)
+    monkeypatch.setattr(sysfs, "intel_on_bus", lambda: 0)
     found = inventory()
-    assert found.gpus == ()
+    assert [(gpu.uuid, bool(gpu.lost)) for gpu in found.gpus] == [(uuid(0), False), (name, True), (uuid(2), False)]
+    assert found.gpus[1].lost in found.detail
+    assert found.detail.startswith("2 GPUs; 1 lost: ")
+    lost = found.summary()["gpus"][1]
+    assert (lost["name"], lost["lost"]) == ("an NVIDIA GPU that is lost", found.gpus[1].lost)
+    pool = GpuPool(found, cdi=True)
+    assert [gpu.uuid for gpu in pool.leasable] == [uuid(0), uuid(2)]
+    assert f"{name} is not leased: {found.gpus[1].lost}" in pool.inventory.detail
+    # Evidence lists it too: bus, driver and list have to agree on how many cards there are.
+    assert [gpu.leased for gpu in gpu_facts(found, (uuid(0),))] == [True, False, False]
+    for report, ok in zip(VramWiper(patience=0).reports((uuid(0), name)), (True, False), strict=True):
+        assert report.ok is ok, report.failures
+    assert found.gpus[1].lost in report.failures[0]
+
+
+def test_what_the_bus_shows_and_no_driver_is_told(machine, monkeypatch):
+    machine.card(0)
+    monkeypatch.setattr(sysfs, "gpus_on_bus", lambda: 2)
+    monkeypatch.setattr(sysfs, "intel_on_bus", lambda: 1)
+    assert inventory().detail == "1 GPU; 2 on the bus; 1 of Intel's on the bus, which is never leased"
+    monkeypatch.setattr(sysfs, "gpus_on_bus", lambda: 1)
+    monkeypatch.setattr(sysfs, "intel_on_bus", lambda: 0)
+    assert inventory().detail == "1 GPU"
 
 
 def test_the_driver_parameters_that_matter_are_told(machine, tmp_path):
