@@ -42,6 +42,7 @@ from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import egress, evidence, inputs, views
 from sandbox.node.facts import facts_now
 from sandbox.node.inbox import Ended
+from sandbox.node.isolation import lacking
 from sandbox.node.limits import Verdict
 from sandbox.node.plan import HostFacts, make_plan
 from sandbox.node.running import collect, run
@@ -103,12 +104,8 @@ def place(story: Story) -> Placed:
     if not decision.allowed:
         reasons = "; ".join(f"{reason.rule}: seen {reason.seen}, wanted {reason.wanted}" for reason in decision.reasons)
         raise Ended(Verdict(Outcome.DENIED, None, None, f"the policy says no on this node: {reasons}"))
-    if spec.isolation == "gvisor" and "gvisor" not in story.node.facts.isolation:
-        raise Ended(Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's Docker Engine has no runtime runsc"))
-    if spec.isolation == "gvisor" and spec.network != "none" and "--network=none" in story.node.facts.engine.get("runsc", ""):
-        raise Ended(
-            Verdict(Outcome.NODE_FAILURE, None, None, "isolation gvisor: this node's runtime runsc gives no network (--network=none)")
-        )
+    if lacks := lacking(spec, story.node.facts):
+        raise Ended(Verdict(Outcome.NODE_FAILURE, None, None, f"isolation {spec.isolation}: {lacks}"))
     story.account.gpus = gpus
     _clean(story)
     kind = choose(spec.resources.scratch, policy.policy.spec.scratch.kind, available_memory=available_memory(), kinds=available_kinds())

@@ -121,6 +121,18 @@ def test_two_leases_at_once_have_a_card_each_and_leave_it_clean(gpu_rig, machine
         assert sorted(gpu_rig.node.gpu_wiper.asked) == sorted([(uuid,) for uuid in uuids] * 2)
 
 
+def test_gvisor_that_would_show_no_card_is_refused(gpu_rig):
+    facts = gpu_rig.node.facts
+    engine = {**facts.engine, "runsc": "--platform=ptrace"}
+    gpu_rig.node = dataclasses.replace(
+        gpu_rig.node, facts=facts.model_copy(update={"isolation": ("container", "gvisor"), "engine": engine})
+    )
+    with gpu_rig.running():
+        lease = gpu_rig.run("true", isolation="gvisor", resources={"gpus": 1}, seconds=SECONDS)
+    assert (lease.outcome, "--nvproxy" in lease.detail) == (Outcome.NODE_FAILURE, True)
+    assert gpu_rig.node.gpu_wiper.asked == []  # nothing was given out, so that nothing needs a wipe
+
+
 def test_a_card_that_nobody_used_is_wiped_at_the_leases_end_only(gpu_rig, machine):
     uuids = [gpu.uuid for gpu in gpu_rig.node.gpus.inventory.gpus]
     with gpu_rig.running():
