@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import socketserver
 import subprocess
 import sys
@@ -68,6 +69,11 @@ def test_our_own_engine_is_found_again(answering, monkeypatch, tmp_path):
     (tmp_path / "docker.sock").symlink_to(answering.removeprefix("unix://"))
     monkeypatch.setattr(engine, "_own_folder", lambda _root: tmp_path)
     assert engine.ensure_engine(tmp_path) == f"unix://{tmp_path}/docker.sock"
+
+
+def test_our_own_engine_can_hand_out_single_gpus(tmp_path):
+    (tmp_path / ".dev").mkdir()
+    assert json.loads(engine._settings(tmp_path).read_text())["features"] == {"cdi": True}
 
 
 def test_nothing_missing_installs_nothing(monkeypatch):
