@@ -79,11 +79,20 @@ def module_origin(host: Host) -> Check | None:
     if not has_nvidia(host):
         return None
     name, wanted, fix = "nvidia-module-signed", "signed, not forced", "install the distribution's or NVIDIA's signed driver package"
-    taint = host.text("/sys/module/nvidia/taint")
+    taint = module_taint(host)
     if taint is None:
         return unknown(name, "the module is not loaded", wanted, "load NVIDIA's driver")
-    signer = host.output("modinfo", "-F", "signer", "nvidia") or "not told"
-    return judged(name, not {"E", "F"} & set(taint), f"taint {taint or 'none'}, signer {signer}", wanted, fix)
+    return judged(name, not {"E", "F"} & set(taint), module_words(host, taint), wanted, fix)
+
+
+def module_taint(host: Host) -> str | None:
+    """Return the kernel's marks of the driver's module: ``F`` forced in, ``E`` unsigned; None where it is not loaded."""
+    return host.text("/sys/module/nvidia/taint")
+
+
+def module_words(host: Host, taint: str) -> str:
+    """Say what is known of the module's origin."""
+    return f"taint {taint or 'none'}, signer {host.output('modinfo', '-F', 'signer', 'nvidia') or 'not told'}"
 
 
 def _equals(host: Host, name: str, parameter: str, option: str) -> Check | None:

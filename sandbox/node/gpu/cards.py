@@ -43,7 +43,7 @@ class Table(_Model):
 
     date: str
     floors: dict[Literal["training", "inference"], dict[str, Floor]]
-    shares: dict[Quantity, Floor]
+    shares: dict[Literal["training", "inference"], dict[Quantity, Floor]]
     limits: dict[str, Floor]
     cards: tuple[Claims, ...]
     digest: str = ""
@@ -55,10 +55,9 @@ class Table(_Model):
     def floor(self, grade: Literal["training", "inference"], quantity: str, claims: Claims | None) -> Floor:
         """Return the floor of a quantity: the one for every card, or a share of this card's own claim where that is more."""
         general = self.floors[grade][quantity]
-        claimed = getattr(claims, quantity, None) if quantity in self.shares else None
-        if claims is None or claimed is None:
+        share = next((share for name, share in self.shares[grade].items() if name == quantity), None)
+        if claims is None or share is None or (claimed := getattr(claims, quantity)) is None:
             return general
-        share = self.shares[quantity]  # type: ignore[index]  # tested two lines above
         own = round(share.value * claimed, 3)
         if own <= general.value:
             return general

@@ -30,9 +30,10 @@ class Watched:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the driver's kernel module comes from: signed and unforced, or not; None where that cannot be told."""
+    """What the kernel says of the driver's module: whether it was forced in, whether it bears a signature; None where it cannot be told."""
 
-    sound: bool | None
+    forced: bool | None
+    signed: bool | None
     words: str
 
 
@@ -81,6 +82,8 @@ def _speed(measured: Measured, claims: Claims | None, table: Table) -> Iterator[
 
     claim = f"{claims.name} claims {claims.memory:g} GiB" if claims else "not in the table of cards"
     yield row("memory-size", "memory", round(measured.total_bytes / GIB, 3), claim)
+    if claims:
+        yield _at_most("memory-over-claim", round(measured.total_bytes / GIB / claims.memory, 4), table, "memory_over_claim", claim)
     rates = f"fill {measured.fill_rate}, compare {measured.compare_rate} GB/s" if measured.fill_rate else ""
     yield row("memory-bandwidth", "bandwidth", measured.copy_rate, f"copy within the device, read and write; {rates}")
     yield row("link-to-device", "link", measured.to_device_rate, "from pinned memory")
@@ -194,11 +197,16 @@ def _origin(gpu: Gpu, provenance: Provenance | None) -> Iterator[Measurement]:
     if provenance is not None:
         yield Measurement(
             id="driver-module",
-            seen=None if provenance.sound is None else int(provenance.sound),
+            seen=None if provenance.forced is None else int(not provenance.forced),
             training=1,
             inference=1,
-            source="patched drivers are unsigned or forced in, and patches touch the scrubber",
+            source="a module that was forced into a kernel that it was not made for proves nothing of what it does",
             detail=provenance.words,
+        )
+        # Distributions build the module on the machine (DKMS), mostly without a signature, so that its lack alone says little. It is shown
+        # here, and `sealrig node doctor` judges it (nvidia-module-signed).
+        yield Measurement(
+            id="driver-module-signed", seen=None if provenance.signed is None else int(provenance.signed), detail=provenance.words
         )
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from attestation.qualification import Card, Measurement, verdict
 from sandbox.node.doctor.host import Host
-from sandbox.node.doctor.nvidia import has_nvidia, module_origin
+from sandbox.node.doctor.nvidia import has_nvidia, module_taint, module_words
 from sandbox.node.gpu import child
 from sandbox.node.gpu.cards import table
 from sandbox.node.gpu.device import DeviceFacts
@@ -50,14 +50,20 @@ def qualify(devices: Sequence[DeviceFacts], effort: Effort, *, progress: Progres
 
 def _one(facts: DeviceFacts, effort: Effort, origin: Provenance | None, progress: Progress) -> Card:
     before = _look(facts.uuid)
-    if before is not None and before.processes:
-        held = ", ".join(str(pid) for pid in before.processes[:8])
-        measured = _nothing(facts, f"processes hold the device: {held}")
-        return judge(measured, Watched(before, before), origin, table())
+    if before is not None and (why := _held(before)):
+        return judge(_nothing(facts, why), Watched(before, before), origin, table())
     seen: list[Gpu] = []
     measured = _run(facts, effort, lambda line: progress(facts.uuid, line), seen)
     after = _look(facts.uuid)
     return judge(measured, _watched(before, after, seen) if before is not None and after is not None else None, origin, table())
+
+
+def _held(gpu: Gpu) -> str:
+    """Say why the card cannot be measured now; empty where nobody holds it. Load of somebody else's would be taken for the card's own."""
+    if gpu.processes is None:
+        return "the driver does not tell which processes hold the device"
+    held = ", ".join(str(pid) for pid in gpu.processes[:8])
+    return f"processes hold the device: {held}" if held else ""
 
 
 def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], seen: list[Gpu]) -> Measured:
@@ -135,8 +141,10 @@ def _provenance() -> Provenance | None:
     host = Host()
     if not has_nvidia(host):
         return None
-    check = module_origin(host)
-    return None if check is None else Provenance({"pass": True, "fail": False}.get(check.result), check.seen)
+    taint = module_taint(host)
+    if taint is None:
+        return Provenance(None, None, "the module is not loaded")
+    return Provenance("F" in taint, "E" not in taint, module_words(host, taint))
 
 
 def _pair(one: str, other: str) -> Measurement:

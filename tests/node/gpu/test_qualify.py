@@ -20,7 +20,7 @@ from tests.node.gpu.simulated_card import ForgetsABit, Miscalculates, SimulatedC
 
 EFFORT = Effort(mode="quick", limit=60, load_seconds=2, patterns=1, pattern_seconds=0, largest_matrix=256)
 SHORT = Effort(mode="quick", limit=60, load_seconds=0.2, patterns=2, pattern_seconds=0, largest_matrix=256)
-SOUND = Provenance(sound=True, words="taint none, signer NVIDIA")
+SOUND = Provenance(forced=False, signed=True, words="taint none, signer NVIDIA")
 RTX_3090 = Gpu(
     uuid="GPU-1",
     name="NVIDIA GeForce RTX 3090",
@@ -67,6 +67,34 @@ def test_a_cmp_170hx_is_rejected_for_its_arithmetic_whatever_its_bandwidth():
     assert "matmul-fp32: 0.39 TFLOPS, inference needs at least 2.5 TFLOPS" in made.reasons
 
 
+def test_a_mining_card_that_shows_more_memory_than_is_sold_is_unfit():
+    gpu = dataclasses.replace(RTX_3090, name="CMP 170HX", memory=64 * 2**30, pci_id="10de:20c2")
+    made = card(SimulatedCard(Speed(memory=1500, tflops={"fp32": 12.5, "fp16": 160.0})), gpu)
+    assert (made.grade, made.known_as) == ("unfit", "CMP 170HX")
+    assert made.reasons == ("memory-over-claim: 8, inference needs at most 1.02",)
+
+
+def test_a_module_without_a_signature_is_told_of_and_no_reason():
+    made = card(SimulatedCard(Speed()), provenance=Provenance(forced=False, signed=False, words="taint OE, signer not told"))
+    assert (made.grade, made.reasons) == ("training", ())
+    assert (found(made, "driver-module-signed").seen, found(made, "driver-module-signed").detail) == (0, "taint OE, signer not told")
+
+
+@pytest.mark.parametrize(("taint", "forced", "signed"), [("", False, True), ("OE", False, False), ("POF", True, True), (None, None, None)])
+def test_the_kernels_marks_of_the_module_are_read(monkeypatch, taint, forced, signed):
+    monkeypatch.setattr(module, "has_nvidia", lambda _: True)
+    monkeypatch.setattr(module, "module_taint", lambda _: taint)
+    made = module._provenance()
+    assert (made.forced, made.signed) == (forced, signed)
+
+
+@pytest.mark.parametrize(("fp32", "grade"), [(21.0, "training"), (15.0, "inference"), (9.0, "unfit")])
+def test_a_fast_card_that_is_slow_for_its_kind_still_serves(fp32, grade):
+    gpu = dataclasses.replace(RTX_3090, name="NVIDIA H200", memory=140 * 2**30, pci_id="10de:2335")
+    made = card(SimulatedCard(Speed(memory=4400, link=50, tflops={"fp32": fp32, "fp16": 400.0})), gpu)
+    assert made.grade == grade, made.reasons
+
+
 @pytest.mark.parametrize(
     ("device", "changes", "grade", "words"),
     [
@@ -82,8 +110,9 @@ def test_a_cmp_170hx_is_rejected_for_its_arithmetic_whatever_its_bandwidth():
         (SimulatedCard(Speed()), {"inforom_valid": False}, "unfit", "inforom: 0"),
         (SimulatedCard(Speed()), {"hottest": 95}, "unfit", "thermal-margin: -2"),
         (SimulatedCard(Speed()), {"throttled_by": ("power brake",)}, "inference", "held-back: 1"),
-        (SimulatedCard(Speed()), {"provenance": Provenance(sound=False, words="taint F")}, "unfit", "driver-module: 0"),
-        (SimulatedCard(Speed()), {"provenance": Provenance(sound=None, words="not told")}, "unfit", "driver-module: not measured"),
+        (SimulatedCard(Speed()), {"memory": 25 * 2**30}, "unfit", "memory-over-claim: 1.0417, inference needs at most 1.02"),
+        (SimulatedCard(Speed()), {"provenance": Provenance(forced=True, signed=True, words="taint F")}, "unfit", "driver-module: 0"),
+        (SimulatedCard(Speed()), {"provenance": Provenance(None, None, words="not told")}, "unfit", "driver-module: not measured"),
         (SimulatedCard(Speed(tflops={"fp32": 20.0})), {}, "unfit", "matmul-fp16: not measured"),
     ],
     ids=lambda value: value.replace(" ", "-")[:40] if isinstance(value, str) else "",
@@ -164,10 +193,15 @@ def test_a_card_that_fails_in_the_test_is_unfit(machine, planted, words):
     assert words in found(made, "finished").detail
 
 
-def test_a_card_that_somebody_uses_is_not_touched(machine):
-    machine.card(held=1)
+@pytest.mark.parametrize(
+    ("planted", "words"),
+    [({"held": 1}, "processes hold the device: 1"), ({"processes_unknown": 1}, "the driver does not tell which processes hold the device")],
+)
+def test_a_card_that_somebody_uses_or_may_use_is_not_touched(machine, planted, words):
+    machine.card(**planted)
     (made,) = module.qualify(list_devices("cuda"), SHORT, progress=lambda *_: None)
-    assert "processes hold the device: 1" in found(made, "finished").detail
+    assert words in found(made, "finished").detail
+    assert found(made, "memory-bandwidth").seen is None
 
 
 def test_the_opencl_driver_is_measured_by_the_same_algorithm():
