@@ -26,7 +26,10 @@ class Floor(_Model):
 
 
 class Claims(_Model):
-    """What the maker's data sheet says of one card. ``link`` is (PCIe generation, lanes); sizes in GiB, GB/s and TFLOPS."""
+    """What the maker's data sheet says of one card. ``link`` is (PCIe generation, lanes); sizes in GiB, GB/s and TFLOPS.
+
+    ``checked`` says when the figures were compared, and with what; empty where nobody has.
+    """
 
     name: str
     pci: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -36,6 +39,7 @@ class Claims(_Model):
     fp16: float | None = None
     link: tuple[int, int]
     source: Annotated[str, Field(min_length=1)]
+    checked: str = ""
 
 
 class Table(_Model):

@@ -156,7 +156,7 @@ def _health(watched: Watched, table: Table) -> Iterator[Measurement]:
     }
     for name, trouble in troubles.items():
         if trouble is not None:
-            yield _at_most(name, int(trouble), table, "faults", "bad memory that is still in use until the card is reset")
+            yield _at_most(name, int(trouble), table, "remapping", "bad memory that is still in use until the card is reset")
 
 
 def _heat(watched: Watched, table: Table) -> Iterator[Measurement]:

@@ -59,6 +59,11 @@ def test_a_sound_card_is_fit_for_training():
     assert "nvidia-ampere" in found(made, "memory-bandwidth").source
 
 
+def test_a_failed_remapping_cites_the_makers_policy():
+    made = card(SimulatedCard(Speed()), dataclasses.replace(RTX_3090, errors=Errors(remapping_failed=True)))
+    assert "rma-policy-thresholds" in found(made, "remapping-failed").source
+
+
 def test_a_cmp_170hx_is_rejected_for_its_arithmetic_whatever_its_bandwidth():
     gpu = dataclasses.replace(RTX_3090, name="CMP 170HX", memory=8 * 2**30, pci_id="10de:20c2")
     made = card(SimulatedCard(Speed(memory=1500, tflops={"fp32": 0.39, "fp16": 6.0})), gpu)
@@ -153,6 +158,8 @@ def test_every_entry_of_the_table_names_its_source():
     ids = [pci for claims in cards for pci in claims.pci]
     assert len(ids) == len(set(ids))
     assert table().claims("10de:2335").name == "NVIDIA H200"
+    assert {table().claims(f"10de:{model}").memory for model in ("20c2", "2082")} == {8, 10}
+    assert table().claims("10de:248a").name == "CMP 70HX"
 
 
 def test_through_the_driver_every_step_is_measured_and_watched(machine, monkeypatch):
