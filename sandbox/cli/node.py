@@ -12,6 +12,7 @@ import typer
 
 from sandbox.cli.console import console, shown
 from sandbox.cli.context import ServerOption, client, secret_line
+from sandbox.told import driver_words, gpu_words
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -175,7 +176,9 @@ def _show(info: Any) -> None:  # noqa: ANN401  (sandbox.wire.NodeInfo, imported 
     def human() -> None:
         here = console()
         left_out = {"capacity", "inventory", "qualification"}
-        here.fields({**info.model_dump(mode="json", exclude=left_out), **info.capacity.model_dump(mode="json", exclude={"gpus"})})
+        driver = {"gpu driver": driver_words(info.inventory)} if info.capacity.gpus else {}
+        fields = {**info.model_dump(mode="json", exclude=left_out), **info.capacity.model_dump(mode="json", exclude={"gpus"})}
+        here.fields({**fields, **driver})
         here.table(_gpus(info), empty=str(info.inventory.get("gpuDetail") or "no GPU on this node"))
         if _gpus(info) and "gpuDetail" in info.inventory:
             here.print(shown(info.inventory["gpuDetail"]))
@@ -191,18 +194,13 @@ def _gpus(info: Any) -> list[dict[str, object]]:  # noqa: ANN401  (sandbox.wire.
     rows = []
     for uuid in dict.fromkeys([*info.capacity.gpus, *found]):  # also those that are not leased
         gpu = found.get(uuid, {})
-        parts = {name: part if isinstance(part := gpu.get(name), dict) else {} for name in ("link", "errors")}
         rows.append(
             {
                 "gpu": uuid,
                 "name": gpu.get("name"),
                 "memory": gpu.get("memory"),
                 "grade": grades.get(uuid, "unknown"),
-                "link": "x".join(str(parts["link"].get(name, "?")) for name in ("generation", "width")),
-                "uncorrected": parts["errors"].get("uncorrected"),
-                "driver": gpu.get("driver"),
-                "vbios": gpu.get("vbios"),
-                "serial": gpu.get("serial"),
+                **gpu_words(gpu),
             }
         )
     return rows

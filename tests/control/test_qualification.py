@@ -91,6 +91,34 @@ def test_the_console_shows_the_rigs_cards(house: House) -> None:
     assert f'<title id="plot-{node.id}-title">' in page
 
 
+def test_the_console_shows_what_the_drivers_tell(house: House) -> None:
+    gpu = {
+        "uuid": UUIDS[0], "name": "NVIDIA A100", "memory": 2**36,
+        "link": {"generation": 1, "width": 8, "generation_most": 4, "width_most": 16},
+        "errors": {"ecc": True, "uncorrected": 2, "remapping_failed": True, "remapping_pending": False},
+        "thermals": {"temperature": 64, "throttled_by": ["power cap"]}, "mig": True, "nvlinks": 12, "driver": "580.178.04", "serial": "13",
+    }  # fmt: skip
+    rows = (
+        "gen 1 x8, of gen 4 x16", "ECC on, 2 uncorrected, remapping failed", "64 °C, held back: power cap", "MIG on, 12 NVLinks",
+        "580.178.04, 13", "580.178.04, confidential computing off, RmProfilingAdminOnly=1",
+    )  # fmt: skip
+    driver = {"version": "580.178.04", "confidential": False, "parameters": {"RmProfilingAdminOnly": "1"}}
+    with_gpu, without = house.node(gpus=UUIDS[:1]), house.node()
+    for node, inventory, gpus in (
+        (with_gpu, {"gpus": [gpu], "gpuDriver": driver}, UUIDS[:1]),
+        (without, {"gpus": [], "gpuDetail": "1 on the bus, but no driver shows one"}, ()),
+    ):
+        capacity = {"slots": 1, "cpus": 1, "memory": 1, "scratch": 1, "gpus": gpus}
+        ok(
+            node.put(
+                f"/v1/nodes/{node.id}", {"public_key": node.key.public.text, "version": "1", "inventory": inventory, "capacity": capacity}
+            )
+        )
+    sign_in(house, "operator", "operator")
+    page = house.http.get("/nodes").text
+    assert [words for words in (*rows, "1 on the bus, but no driver shows one") if words not in page] == []
+
+
 def test_a_damaged_inventory_does_not_harm_the_console(house: House) -> None:
     node = house.node(gpus=UUIDS[:1])
     strange = {"gpus": [{"uuid": 7, "memory": "much", "link": [], "errors": {"corrected": {}}, "thermals": None}, None, {}]}

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from attestation.qualification import Card, Measurement
 from sandbox.control.fitness import UNKNOWN
+from sandbox.told import gpu_words
 from sandbox.wire import NodeInfo
 
 _DRAWN = {
@@ -38,31 +39,14 @@ def gpu_rows(node: NodeInfo) -> list[dict[str, object]]:
 def _row(gpu: Mapping[str, Any], cards: Mapping[str, Card]) -> dict[str, object]:
     uuid, memory = str(gpu.get("uuid", ""))[:100], gpu.get("memory")
     card = cards.get(uuid)
-    link, errors, heat = (part if isinstance(part := gpu.get(name), dict) else {} for name in ("link", "errors", "thermals"))
     return {
         "uuid": uuid,
         "name": str(gpu.get("name", "GPU"))[:200],
         "memory": memory if isinstance(memory, int) and memory >= 0 else 0,
         "grade": card.grade if card else UNKNOWN,
         "reasons": card.reasons if card else (),
-        "link": _words(
-            ("gen {} x{}", link.get("generation"), link.get("width")),
-            ("of gen {} x{}", link.get("generation_most"), link.get("width_most")),
-        ),
-        "errors": _words(
-            ("{} uncorrected", errors.get("uncorrected")),
-            ("{} corrected", errors.get("corrected")),
-            ("{} pages retired", errors.get("retired_pages")),
-            ("{} rows remapped", errors.get("remapped_rows")),
-        ),
-        "thermals": _words(("{} °C", heat.get("temperature")), ("{} of {} W", heat.get("power"), heat.get("power_limit"))),
-        "origin": _words(*((text, gpu.get(name) or None) for text, name in (("{}", "driver"), ("VBIOS {}", "vbios"), ("{}", "serial")))),
+        **gpu_words(gpu),
     }
-
-
-def _words(*parts: tuple[object, ...]) -> str:
-    said = [str(text).format(*(str(value)[:60] for value in values)) for text, *values in parts if None not in values]
-    return ", ".join(said) or "not told"
 
 
 def plot_cards(name: str, cards: Sequence[Card]) -> Markup:

@@ -24,6 +24,7 @@ from sandbox.control.web.sessions import COOKIE, SESSION_SECONDS
 from sandbox.errors import AuthenticationError, InputError
 from sandbox.lifecycle import TERMINAL, LeaseState
 from sandbox.model import LeaseId
+from sandbox.told import driver_words
 
 MAX_FORM_BYTES = 4096
 LEASES_A_PAGE = 50
@@ -191,7 +192,8 @@ def _nodes(control: Control, caller: Caller) -> list[dict[str, object]]:
     for node in nodes.list_nodes(control, caller):
         said = node.qualification
         plot = plot_cards(f"plot-{node.id}", said.cards) if said is not None and said.cards else ""
-        rows.append({"node": node, "gpus": gpu_rows(node), "plot": plot})
+        detail = str(node.inventory.get("gpuDetail") or "none on this node")[:500]
+        rows.append({"node": node, "gpus": gpu_rows(node), "detail": detail, "driver": driver_words(node.inventory), "plot": plot})
     return rows
 
 

@@ -43,6 +43,19 @@ def _words(gpus: Sequence[Gpu], on_bus: int, trouble: str) -> Iterator[str]:
         yield f"{intel} of Intel's on the bus, which {'is' if intel == 1 else 'are'} never leased"
 
 
+def watch(gpu: Gpu) -> Gpu | None:
+    """Ask NVML again for what changes under load in one GPU: link and heat. None where it does not answer."""
+    try:
+        from sandbox.node.gpu import nvml
+    except ImportError:
+        return None
+    try:
+        with nvml.session():
+            return nvml.read_again(gpu)
+    except nvml.NvmlUnavailableError:
+        return None
+
+
 def _nvidia() -> tuple[tuple[Gpu, ...], Driver, str]:
     try:
         from sandbox.node.gpu import nvml

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,16 @@ def _at(index: int) -> list[Gpu]:
         return [Gpu(uuid, "an NVIDIA GPU that is lost", 0, 0, processes=None, lost=f"the driver cannot read it ({error})")]
 
 
-def read_gpu(uuid: str) -> Gpu | None:
-    """Return one GPU or MIG instance as it is now; None where NVML does not know it. Call inside ``session``."""
-    return next((gpu for gpu in read_gpus() if gpu.uuid == uuid), None)
+def read_again(gpu: Gpu) -> Gpu:
+    """Return a GPU with its link and heat as they are now, and the rest as it was. Call inside ``session``.
+
+    Nothing is asked that the driver would have to look for on the board. Raises ``NvmlUnavailableError``.
+    """
+    try:
+        card = Card(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailableError(str(error)) from error
+    return replace(gpu, link=_link(card), thermals=_thermals(card))
 
 
 def read_driver(parameters: Path = PARAMETERS) -> Driver:
@@ -131,17 +138,21 @@ def _gpu(card: Card) -> Gpu:
         serial=_text(card.ask("nvmlDeviceGetSerial") or ""),
         minor=card.ask("nvmlDeviceGetMinorNumber"),
         processes=_processes(card),
-        link=Link(
-            generation=card.ask("nvmlDeviceGetCurrPcieLinkGeneration"),
-            width=card.ask("nvmlDeviceGetCurrPcieLinkWidth"),
-            generation_most=card.ask("nvmlDeviceGetMaxPcieLinkGeneration"),
-            width_most=card.ask("nvmlDeviceGetMaxPcieLinkWidth"),
-        ),
+        link=_link(card),
         errors=_errors(card),
         thermals=_thermals(card),
         nvlinks=_nvlinks(card),
         mig=None if mig is None else mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
         inforom_valid=_inforom(card),
+    )
+
+
+def _link(card: Card) -> Link:
+    return Link(
+        generation=card.ask("nvmlDeviceGetCurrPcieLinkGeneration"),
+        width=card.ask("nvmlDeviceGetCurrPcieLinkWidth"),
+        generation_most=card.ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+        width_most=card.ask("nvmlDeviceGetMaxPcieLinkWidth"),
     )
 
 

@@ -23,7 +23,7 @@ from sandbox.node.doctor.nvidia import has_nvidia, module_taint, module_words
 from sandbox.node.gpu import child
 from sandbox.node.gpu.cards import table
 from sandbox.node.gpu.device import DeviceFacts
-from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.inventory import inventory, watch
 from sandbox.node.gpu.judge import Provenance, Watched, judge
 from sandbox.node.gpu.measure import Effort, Measured
 from sandbox.node.gpu.model import Gpu
@@ -53,7 +53,7 @@ def _one(facts: DeviceFacts, effort: Effort, origin: Provenance | None, progress
     if before is not None and (why := _held(before)):
         return judge(_nothing(facts, why), Watched(before, before), origin, table())
     seen: list[Gpu] = []
-    measured = _run(facts, effort, lambda line: progress(facts.uuid, line), seen)
+    measured = _run(facts, effort, lambda line: progress(facts.uuid, line), lambda: _see(before, seen))
     after = _look(facts.uuid)
     return judge(measured, _watched(before, after, seen) if before is not None and after is not None else None, origin, table())
 
@@ -66,8 +66,13 @@ def _held(gpu: Gpu) -> str:
     return f"processes hold the device: {held}" if held else ""
 
 
-def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], seen: list[Gpu]) -> Measured:
-    """Run the worker and look at the card until it ends; ``seen`` gets what the driver told meanwhile."""
+def _see(before: Gpu | None, seen: list[Gpu]) -> None:
+    if before is not None and (now := _glance(before)) is not None:
+        seen.append(now)
+
+
+def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], look: Callable[[], None]) -> Measured:
+    """Run the worker, and look at the card until it ends."""
     argv = [sys.executable, "-m", "sandbox.node.gpu.qualifier", facts.backend, facts.uuid, effort.model_dump_json()]
     deadline = time.monotonic() + effort.limit
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as words:
@@ -81,8 +86,7 @@ def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], seen: 
                 if time.monotonic() > deadline:
                     return _nothing(facts, child.stop(worker, effort.limit))
                 told = _tell(words, told, tell)
-                if (now := _look(facts.uuid)) is not None:
-                    seen.append(now)
+                look()
                 time.sleep(_LOOK_EVERY)
         finally:
             worker.kill()  # one that has ended is left alone
@@ -120,7 +124,13 @@ def _nothing(facts: DeviceFacts, why: str) -> Measured:
 
 
 def _look(uuid: str) -> Gpu | None:
+    """Return the card as it is now, with all that its driver tells."""
     return next((gpu for gpu in inventory().gpus if gpu.uuid == uuid), None)
+
+
+def _glance(gpu: Gpu) -> Gpu | None:
+    """Look at a card under load: at it alone and at what changes, so that the look itself does not slow the test down."""
+    return watch(gpu) if gpu.backend == "cuda" and not gpu.parent else _look(gpu.uuid)
 
 
 def _watched(before: Gpu, after: Gpu, seen: Sequence[Gpu]) -> Watched:

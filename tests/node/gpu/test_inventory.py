@@ -9,7 +9,7 @@ import pytest
 from sandbox.errors import JobError
 from sandbox.node.evidence import gpu_facts
 from sandbox.node.gpu import nvml, sysfs, touch
-from sandbox.node.gpu.inventory import inventory
+from sandbox.node.gpu.inventory import inventory, watch
 from sandbox.node.gpu.model import Inventory
 from sandbox.node.gpu.pool import GpuPool
 from sandbox.node.gpu.wiper import VramWiper
@@ -126,10 +126,37 @@ def test_a_mark_changes_with_every_use(machine):
     assert touch.mark(one) not in (before, None)
 
 
-@pytest.mark.parametrize("accounting", [None, 0])
-def test_without_accounts_nothing_counts_as_untouched(machine, accounting):
-    assert touch.mark(machine.card(accounting=accounting)) is None
-    assert not touch.keep_accounts(uuid(0))
+def test_accounts_are_switched_on_and_from_then_on_tell_of_use(machine):
+    one = machine.card(accounting=0)
+    assert touch.mark(one) is None
+    assert touch.keep_accounts(one)
+    before = touch.mark(one)
+    assert before is not None
+    leave_residue(machine, one)
+    assert touch.mark(one) not in (before, None)
+
+
+def test_a_card_without_accounts_has_none_and_never_counts_as_untouched(machine):
+    one = machine.card(accounting=None)
+    assert not touch.keep_accounts(one)
+    assert touch.mark(one) is None
+
+
+def test_a_second_look_asks_for_what_changes_and_keeps_the_rest(machine):
+    machine.card(0, **WHOLE)
+    (first,) = inventory().gpus
+    # What is asked no more is gone: were it asked again, it would be unknown.
+    machine.card(0, **{**WHOLE, "temperature": 81, "pcie_generation": 4, "throttle": "0x8", "inforom": None, "retired_single": None})
+    now = watch(first)
+    assert (now.thermals.temperature, now.link.generation, now.thermals.throttled_by) == (81, 4, ("hardware slowdown",))
+    assert (now.inforom_valid, now.errors, now.uuid) == (True, first.errors, first.uuid)
+
+
+def test_a_card_that_is_lost_is_not_seen_again(machine):
+    machine.card(0)
+    (first,) = inventory().gpus
+    machine.card(0, uuid="GPU-another")
+    assert watch(first) is None
 
 
 def amd(root: Path) -> Path:

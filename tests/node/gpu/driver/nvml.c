@@ -267,12 +267,30 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *length, Pro
 }
 
 /* Accounting: the driver's own list of the processes that used the card. */
-int nvmlDeviceGetAccountingMode(void *handle, unsigned *out) { return count(handle, "accounting", out); }
+int nvmlDeviceGetAccountingMode(void *handle, unsigned *out)
+{
+    /* What was set is kept beside the card, as the driver keeps it until it is unloaded. */
+    FILE *file = fopen(path_of(card_of(handle), "accounting"), "r");
+    int code = count(handle, "accounting", out);
+    if (file) {
+        if (code == OK && fscanf(file, "%u", out) != 1)
+            code = INVALID;
+        fclose(file);
+    }
+    return code;
+}
 int nvmlDeviceSetAccountingMode(void *handle, unsigned mode)
 {
     unsigned now;
-    (void)mode;
-    return count(handle, "accounting", &now) == OK ? OK : UNSUPPORTED;
+    FILE *file;
+    if (count(handle, "accounting", &now) != OK)
+        return UNSUPPORTED;
+    file = fopen(path_of(card_of(handle), "accounting"), "w");
+    if (!file)
+        return INVALID;
+    fprintf(file, "%u", mode);
+    fclose(file);
+    return OK;
 }
 int nvmlDeviceGetAccountingBufferSize(void *handle, unsigned *out) { (void)handle; *out = 4000; return OK; }
 int nvmlDeviceGetAccountingPids(void *handle, unsigned *length, unsigned *out)
