@@ -26,6 +26,10 @@ WipeTarget = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 """``node`` or a GPU's uuid."""
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class PostureFact(Part):
     """One posture check: what was seen, what is wanted. ``unknown`` is never a pass."""
 
@@ -38,7 +42,10 @@ class PostureFact(Part):
 class GpuFact(Part):
     """One GPU of the node, or a part of one (MIG): ``parent`` is then the whole one's uuid.
 
-    ``memory`` in bytes; ``leased`` says whether this lease gets it.
+    ``memory`` in bytes; ``leased`` says whether this lease gets it. ``link`` is PCIe generation and lanes, now and at most.
+    ``repair_pending`` says that bad memory waits for a reset, ``repair_failed`` that it cannot be put aside. ``confidential`` says whether
+    confidential computing is on, ``driver_parameters`` how the kernel module is set: ``name=value; …``. All is as the node found it at its
+    start. What the driver does not tell is left out of the document, as in those that were made before there was such a field.
     """
 
     uuid: WipeTarget
@@ -50,6 +57,17 @@ class GpuFact(Part):
     vbios: Text = ""
     serial: Text = ""
     parent: Text = ""
+    link: Text | None = Field(default=None, exclude_if=_is_none)
+    ecc: bool | None = Field(default=None, exclude_if=_is_none)
+    uncorrected_errors: Count | None = Field(default=None, exclude_if=_is_none)
+    retired_pages: Count | None = Field(default=None, exclude_if=_is_none)
+    remapped_rows: Count | None = Field(default=None, exclude_if=_is_none)
+    repair_pending: bool | None = Field(default=None, exclude_if=_is_none)
+    repair_failed: bool | None = Field(default=None, exclude_if=_is_none)
+    mig: bool | None = Field(default=None, exclude_if=_is_none)
+    nvlinks: Count | None = Field(default=None, exclude_if=_is_none)
+    confidential: bool | None = Field(default=None, exclude_if=_is_none)
+    driver_parameters: Text | None = Field(default=None, exclude_if=_is_none)
 
     @field_validator("uuid")
     @classmethod

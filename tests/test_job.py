@@ -27,6 +27,12 @@ def test_defaults_are_the_documented_ones() -> None:
     assert spec.lease.duration == 1800
 
 
+@pytest.mark.parametrize(("gpus", "size"), [(0, 256 * 2**20), (1, 256 * 2**20), (2, 2**30), (8, 4 * 2**30)])
+def test_shared_memory_grows_with_the_gpus_that_pass_data_through_it(gpus: int, size: int) -> None:
+    assert parse_job(job(f"  resources: {{gpus: {gpus}}}\n")).spec.resources.shm == size
+    assert parse_job(job(f"  resources: {{gpus: {gpus}, shm: 64Mi}}\n")).spec.resources.shm == 64 * 2**20
+
+
 def test_units_and_inputs_are_read() -> None:
     spec = parse_job(
         job(f"""\

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from attestation.collect import collect
 from attestation.collect.runner import runner_digest
+from attestation.document import MAX_TEXT
 from attestation.evidence import DeviceCounts, Evidence, GpuFact
 from attestation.signing import b64encode
 
 if TYPE_CHECKING:
     from attestation.signing import Envelope
     from sandbox.node.context import Node
-    from sandbox.node.gpu.model import Inventory
+    from sandbox.node.gpu.model import Driver, Inventory, Link
     from sandbox.node.plan import LaunchPlan
 
 
@@ -30,9 +31,34 @@ def gpu_facts(inventory: Inventory, leased: tuple[str, ...]) -> tuple[GpuFact, .
             vbios=gpu.vbios,
             serial=gpu.serial,
             parent=gpu.parent,
+            link=_link(gpu.link),
+            ecc=gpu.errors.ecc,
+            uncorrected_errors=gpu.errors.uncorrected,
+            retired_pages=gpu.errors.retired_pages,
+            remapped_rows=gpu.errors.remapped_rows,
+            repair_pending=_either(gpu.errors.retirement_pending, gpu.errors.remapping_pending),
+            repair_failed=gpu.errors.remapping_failed,
+            mig=gpu.mig,
+            nvlinks=gpu.nvlinks,
+            confidential=inventory.driver.confidential if gpu.backend == "cuda" else None,
+            driver_parameters=_parameters(inventory.driver) if gpu.backend == "cuda" else None,
         )
         for gpu in inventory.gpus
     )
+
+
+def _link(link: Link) -> str | None:
+    told = (link.generation, link.width, link.generation_most, link.width_most)
+    return None if None in told else "gen {} x{} of gen {} x{}".format(*told)
+
+
+def _either(*told: bool | None) -> bool | None:
+    known = [value for value in told if value is not None]
+    return any(known) if known else None
+
+
+def _parameters(driver: Driver) -> str | None:
+    return "; ".join(f"{name}={value}" for name, value in driver.parameters.items())[:MAX_TEXT] or None
 
 
 def make(

@@ -15,6 +15,7 @@ from attestation.collect.runner import runner_digest
 from sandbox.errors import SealrigError, ServerError, StateError
 from sandbox.lifecycle import Outcome
 from sandbox.node import ending, steps, story, views
+from sandbox.node.gpu.inventory import inventory
 from sandbox.node.inbox import Inbox
 from sandbox.node.inputs import prune
 from sandbox.node.journal import Journal
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sandbox.node.context import Node
+    from sandbox.node.gpu.model import Inventory
     from sandbox.node.layout import NodeFolder
     from sandbox.wire import Assignment, PollAnswer
 
 _log = structlog.get_logger("sealrig.node")
 POLL_SECONDS = 20.0
 RETRY_SECONDS = 2.0
+REFRESH_SECONDS = 300.0
+"""How old what the server knows of an idle node's devices may be."""
 STOP_SECONDS = 20.0
 
 
@@ -51,6 +55,7 @@ class Supervisor:
         self._reporters: dict[str, Reporter] = {}
         self._over: set[str] = set()
         self._stopping = threading.Event()
+        self._told_at = 0.0
 
     def run(self) -> None:
         """Recover, register, and work until ``stop`` is called; then end every lease with a wipe."""
@@ -66,6 +71,7 @@ class Supervisor:
         self._register()
         while not self._stopping.is_set():
             try:
+                self._refresh()
                 told = self._told()
                 self._take(self._node.client.poll(self._request()), told)
             except ServerError as error:
@@ -99,18 +105,30 @@ class Supervisor:
         rows, held = self._node.state.quarantine, set(self._held())
         return frozenset(row.lease for row in rows) if all(row.told and row.lease not in held for row in rows) else frozenset()
 
-    def _register(self) -> None:
-        registration = NodeRegistration(
+    def _registration(self, found: Inventory) -> NodeRegistration:
+        return NodeRegistration(
             public_key=self._node.key.public.text,
             version=runner_digest()[1],
             capacity=self._capacity,
             inventory={
-                **self._node.gpus.inventory.summary(),
+                **found.summary(),
                 # What policies ask of a node, and the server asks them of, before a key is released.
                 "scratch": list(self._node.facts.scratch),
                 "engine": dict(self._node.facts.engine),
             },
         )
+
+    def _refresh(self) -> None:
+        """Tell the server anew of the devices, now and then while no lease runs: heat, errors, a card that is gone.
+
+        What is leased stays what was found at the start: a card that came later waits for the node's next start.
+        """
+        if time.monotonic() - self._told_at >= REFRESH_SECONDS and not self._held():
+            self._told_at = time.monotonic()
+            self._node.client.register(self._registration(self._node.gpus.described(inventory())))
+
+    def _register(self) -> None:
+        registration = self._registration(self._node.gpus.inventory)
         while not self._stopping.is_set():
             try:
                 self._node.client.register(registration)
@@ -118,6 +136,7 @@ class Supervisor:
                 _log.warning("not registered yet", reason=error.message)
                 self._stopping.wait(RETRY_SECONDS)
             else:
+                self._told_at = time.monotonic()
                 self._qualified()
                 return
 

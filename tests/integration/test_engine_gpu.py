@@ -139,9 +139,10 @@ def test_a_card_that_nobody_used_is_wiped_at_the_leases_end_only(gpu_rig, machin
         assert gpu_rig.run("true", resources={"gpus": 2}, seconds=SECONDS).outcome is Outcome.SUCCEEDED
         assert len(gpu_rig.node.gpu_wiper.asked) == 2
         # Two at once in one lease, with room in /dev/shm; nothing has touched the cards, so that they are wiped at its end only.
-        both = gpu_rig.run("df -k /dev/shm | tail -1", resources={"gpus": 2}, seconds=SECONDS)
+        both = gpu_rig.run("df -k /dev/shm | tail -1", resources={"gpus": 2, "shm": "1Gi"}, seconds=SECONDS)
         assert both.outcome is Outcome.SUCCEEDED
         assert sorted(gpus_of(gpu_rig, both)) == sorted(uuids)
+        assert int(gpu_rig.output(both).split()[1]) == 2**20  # KiB: what two GPUs get where the job does not say
         assert len(gpu_rig.node.gpu_wiper.asked) == 3
         # Somebody else uses one of them: that one is wiped before the next lease too.
         leave_residue(machine, uuids[0])

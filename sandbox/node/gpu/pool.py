@@ -39,12 +39,16 @@ class GpuPool:
         ``refused`` says, by uuid, why a GPU is never leased, beside those that are lost; it is part of the inventory's ``detail``.
         """
         never = {gpu.uuid: gpu.lost for gpu in inventory.gpus if gpu.lost} | dict(refused or {})
-        why = [f"{uuid} is not leased: {reason}" for uuid, reason in never.items()]
-        self.inventory = replace(inventory, detail="; ".join([inventory.detail, *why]))
+        self._why = [f"{uuid} is not leased: {reason}" for uuid, reason in never.items()]
+        self.inventory = self.described(inventory)
         self.leasable = tuple(gpu for gpu in inventory.gpus if gpu.uuid not in never)
         self._cdi = cdi
         self._held: set[tuple[str, str]] = set()
         self._changed = threading.Condition()
+
+    def described(self, found: Inventory) -> Inventory:
+        """Return an inventory whose ``detail`` also says which GPUs are never leased, and why."""
+        return replace(found, detail="; ".join([found.detail, *self._why]))
 
     def take(self, lease: str, count: int, memory: int, *, patience: float = 0) -> tuple[str, ...]:
         """Return the UUIDs of ``count`` free GPUs with at least ``memory`` bytes. Raises ``JobError`` where there are not as many.

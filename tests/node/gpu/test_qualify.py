@@ -190,6 +190,20 @@ def test_two_cards_are_paired(machine):
     assert row.detail == "directly"
 
 
+def test_a_rig_of_two_cards_is_qualified_one_after_the_other_and_then_in_pairs(machine):
+    one, other = machine.card(0, memory=33 * MIB), machine.card(1, memory=33 * MIB, lost_after=2)
+    said = []
+    first, second = module.qualify(list_devices("cuda"), SHORT, progress=lambda device, step: said.append((device, step)))
+    assert (first.uuid, second.uuid) == (one, other)
+    assert found(first, "memory-faults").seen == 0
+    assert not any(item.id == "finished" for item in first.measurements)
+    assert "CUDA_ERROR_UNKNOWN" in found(second, "finished").detail
+    # The pair's row stands with the first of the two, and one that could not be measured says why.
+    assert "could not be measured" in found(first, f"peer-{other}").detail
+    assert said[-1] == (one, f"copies to {other}")
+    assert [device for device, _ in said] == [*sorted((device for device, _ in said[:-1]), key=(one, other).index), one]
+
+
 @pytest.mark.parametrize(("planted", "words"), [({"lost_after": 2}, "CUDA_ERROR_UNKNOWN"), ({"hangs": "fill"}, "stopped after 3 s")])
 def test_a_card_that_fails_in_the_test_is_unfit(machine, planted, words):
     machine.card(**planted)
