@@ -5,9 +5,11 @@ SIGKILL, or by its container's kill. A listener (a new process, or a new contain
 reads before it writes, and it reads local memory that nobody of its kernel has written (LeftoverLocals, CVE-2023-4969). Each round is done
 twice: with the driver alone between the two, and with our wipe.
 
-The rows say how many words of the canary were found. With the wipe between there must be none, or the exit code is 1; with the driver alone
-there is no goal: it is what it is. On PoCL (a processor) this runs the code path: its global memory is the process's own and ends with it,
-so that nothing is found there between processes, and its local memory is ordinary memory of the process too.
+The rows say how many words of the canary were found, and how much was planted and looked at: less than 99 % of the memory, or than all
+multiprocessors, is no hunt and has missed its goal. With the wipe between there must be no word, or the exit code is 1; with the driver
+alone there is no goal for what is found: it is what it is. On PoCL (a processor) this runs the code path: its global memory is the
+process's own and ends with it, so that nothing is found there between processes, and its local memory is ordinary memory of the process
+too.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from bench.leak import containers
 from bench.report import Row, main
 from sandbox.node.gpu.device import DeviceFacts
+from sandbox.node.gpu.erase import LEAST_COVERAGE, share
 from sandbox.node.gpu.vram import list_devices, wipe_device
 
 ENDS = ("ends by itself", "is killed (SIGKILL)", "its container is killed")
@@ -34,12 +37,15 @@ _SETTLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Found:
-    """Words of the canary that a listener found, of the words that it looked at."""
+    """Words of the canary that a party planted or found, the words that it reached, and the multiprocessors, with how many there are."""
 
     memory: int
     memory_words: int
+    memory_in_all: int
     local: int
     local_words: int
+    units: int
+    units_in_all: int
 
 
 def measure(wanted: str | None = None) -> list[Row]:
@@ -71,6 +77,11 @@ def _rows(facts: DeviceFacts, way: str) -> list[Row]:
         rows += [
             Row(f"{name}: global memory", found.memory, "words", "words planted", planted.memory, at_most=goal),
             Row(f"{name}: local memory", found.local, "words", "words planted", planted.local, at_most=goal),
+            # A listener that looked at little would find little, and so would one whose victim planted little.
+            Row(f"{name}: share planted", share(planted.memory, planted.memory_in_all), "", at_least=LEAST_COVERAGE),
+            Row(f"{name}: share looked at", share(found.memory_words, found.memory_in_all), "", at_least=LEAST_COVERAGE),
+            Row(f"{name}: multiprocessors planted", planted.units, "", at_least=planted.units_in_all),
+            Row(f"{name}: multiprocessors looked at", found.units, "", at_least=found.units_in_all),
         ]
     return rows
 

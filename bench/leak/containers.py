@@ -14,6 +14,7 @@ from pathlib import Path
 from sandbox.node.gpu.device import DeviceFacts
 
 IMAGE = os.environ.get("SEALRIG_LEAK_IMAGE", "sealrig/cuda:latest")
+CDI_FILE = Path("/var/run/cdi/sealrig.json")
 _ROOT = Path(__file__).resolve().parents[2]
 _SECONDS = 180.0
 
@@ -22,7 +23,7 @@ def missing(facts: DeviceFacts) -> str:
     """Return why no container can be used for this device; empty where one can."""
     if facts.backend != "cuda":
         return "only CDI devices are handed to containers here"
-    if not Path("/var/run/cdi/sealrig.json").exists():
+    if not CDI_FILE.exists():
         return "no CDI specification (start the node once)"
     try:
         done = subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False, timeout=30)

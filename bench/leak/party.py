@@ -1,6 +1,7 @@
 """One side of the leak hunt, a process of its own: ``python -m bench.leak.party plant|listen BACKEND UUID CANARY [stay]``.
 
-Prints one JSON object: words of the canary planted or found, and the words that were reached. ``stay`` waits to be killed, with everything
+Prints one JSON object: words of the canary planted or found, the words that were reached of those that there are, and how many of the
+multiprocessors. A victim reads its canary back before it says that it was planted. ``stay`` waits to be killed, with everything
 still allocated. Registers are planted too, but nobody listens there: no language reads a register that it has not written.
 """
 
@@ -34,13 +35,18 @@ def play(part: str, backend: str, uuid: str, canary: int) -> tuple[dict[str, int
         blocks = allocate_all(device)
         for block, _ in blocks:
             device.count(kernels["spread"], block, canary)
+        found = sum(device.count(kernels["count"], block, canary) for block, _ in blocks)
         seen, groups = device.visit_units(kernels["plant"], short)
-        found, local = sum(size for _, size in blocks) // 8, seen.local_bytes // 4 * groups
+        local = seen.local_bytes // 4 * groups
+    facts = device.facts
     return {
         "memory": found,
         "memory_words": sum(size for _, size in blocks) // 8,
+        "memory_in_all": (facts.total_bytes - facts.reserved_bytes) // 8,
         "local": local,
         "local_words": seen.local_bytes // 4 * groups,
+        "units": seen.visited,
+        "units_in_all": seen.units,
     }, device
 
 

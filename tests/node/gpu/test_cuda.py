@@ -171,4 +171,17 @@ def test_the_leak_hunt_finds_what_the_driver_leaves_and_nothing_after_the_wipe(m
             after = rows[f"{way}, after our wipe: {kind} memory"]
             assert (after.value, after.ok) == (0, True)
         assert rows[f"{way}: the wipe between was proven"].ok
+        for between in ("the driver alone", "after our wipe"):
+            for what in ("share planted", "share looked at", "multiprocessors planted", "multiprocessors looked at"):
+                assert rows[f"{way}, {between}: {what}"].ok, what
     assert any("its container is killed: left out" in what for what in rows)
+
+
+def test_a_hunt_that_looks_at_little_has_not_met_its_goals(machine, monkeypatch):
+    from bench.leak import __main__ as hunt
+
+    monkeypatch.setattr(hunt, "_SETTLE_SECONDS", 0)
+    machine.card(allocations_most=8 * MIB, blind_unit=1)
+    rows = hunt._rows(list_devices("cuda")[0], hunt.ENDS[0])
+    missed = {row.what.rpartition(": ")[2] for row in rows if row.ok is False and "the driver alone" in row.what}
+    assert missed == {"share planted", "share looked at", "multiprocessors planted", "multiprocessors looked at"}

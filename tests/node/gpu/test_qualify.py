@@ -11,6 +11,7 @@ from attestation.qualification import Card, Measurement, verdict
 from sandbox.node.gpu import qualify as module
 from sandbox.node.gpu.cards import table
 from sandbox.node.gpu.device import DeviceFacts
+from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.judge import Provenance, Watched, judge
 from sandbox.node.gpu.measure import Effort, Measured, measure
 from sandbox.node.gpu.model import Errors, Gpu, Link, Thermals
@@ -188,6 +189,18 @@ def test_two_cards_are_paired(machine):
     assert row.id == f"peer-{other}"
     assert row.seen > 0
     assert row.detail == "directly"
+
+
+def test_under_load_the_card_alone_is_looked_at(machine, monkeypatch):
+    one = machine.card(0, memory=33 * MIB, temperature=61, temperature_slowdown=93, inforom=0)
+    whole, watched = [], []
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(module, "inventory", lambda: whole.append(1) or inventory())
+    monkeypatch.setattr(module, "watch", lambda gpu: watched.append(gpu.uuid) or dataclasses.replace(gpu, thermals=Thermals(90, 93)))
+    (made,) = module.qualify(list_devices("cuda"), SHORT, progress=lambda *_: None)
+    assert len(whole) == 2  # before and after
+    assert set(watched) == {one}
+    assert found(made, "thermal-margin").seen == 3
 
 
 def test_a_rig_of_two_cards_is_qualified_one_after_the_other_and_then_in_pairs(machine):
