@@ -106,6 +106,20 @@ def test_node_rules_wait_for_the_node_and_then_deny(spec, request_changes, node_
     assert late.deferred == ()
 
 
+@pytest.mark.parametrize(
+    ("rule", "gpu", "allowed"),
+    [
+        ("gpu.ecc", {"ecc": True}, True),
+        ("gpu.ecc", {}, False),  # a rule that reads what the driver did not tell denies
+        ("!has(gpu.repair_failed) || !gpu.repair_failed", {}, True),
+        ("!has(gpu.repair_failed) || !gpu.repair_failed", {"repair_failed": True}, False),
+    ],
+)
+def test_rules_ask_for_what_drivers_tell_of_gpus(rule, gpu, allowed):
+    loaded = policy(f"{{images: {{allow: ['{A}']}}, rules: [{{name: a, expression: 'node.gpus.all(gpu, {rule})', message: m}}]}}")
+    assert evaluate(loaded, ask(), NODE.model_copy(update={"gpus": ({"uuid": "GPU-1", **gpu},)})).allowed is allowed
+
+
 def test_weaker_isolation_than_wanted_is_denied():
     loaded = policy(f"{{images: {{allow: ['{A}']}}, isolation: {{minimum: gvisor}}}}")
     assert rules_of(evaluate(loaded, ask(), None)) == ["isolation-minimum"]
