@@ -169,6 +169,7 @@ def test_the_holder_goes_with_the_lease(node_rig, hosts):
     node_rig.control.policy += b"  network: {egress: {allow: ['172.17.200.1:7000']}}\n"
     with node_rig.running():
         lease = node_rig.run("true", network={"egress": ["172.17.200.1:7000"]})
+    assert lease.outcome is Outcome.SUCCEEDED, lease.detail
     step = next(step for step in node_rig.wipe(lease).steps if step.step == "container")
     assert step.action == "kill and remove 2"
     assert node_rig.leftovers() == []
