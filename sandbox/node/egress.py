@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sandbox.node.plan import LaunchPlan
 
 HOLDER_MEMORY = 16 * 2**20
+HOLDER_PROCESSES = 16
+"""The holder is one process, but runc starts it with threads of its own: with less room the start fails now and then on a busy host."""
 HOLDER_PREFIX = "sealrig-net-"
 HOLDER_IMAGE = "sealrig-net"
 MAX_ADDRESSES = 16
@@ -92,7 +94,7 @@ def open_network(engine: Engine, plan: LaunchPlan) -> str:
         binds=(),
         tmpfs=(),
         memory=HOLDER_MEMORY,
-        pids=1,
+        pids=HOLDER_PROCESSES,
         shm=65536,
         working_dir="/",
         runtime="runc",
