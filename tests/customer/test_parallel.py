@@ -159,20 +159,25 @@ def test_a_refusal_on_one_line_ends_all(control, state, bundle):
     path, _ = bundle
     refused = threading.Event()
 
+    def lines():
+        return sum(line.name == "push" for line in threading.enumerate())
+
     def refuse(request):
         if request.method == "PATCH" and request.url.path.endswith("u2"):
             refused.set()
             return problem(413, "limit-exceeded", "no")
         if request.method == "PATCH":
             refused.wait(20)
-            time.sleep(0.5)  # until the refusal has arrived
+            end = time.monotonic() + 20
+            while lines() == 4 and time.monotonic() < end:  # until the refusal has arrived and its line has ended
+                time.sleep(0.01)
         return None
 
     control.fault = refuse
     with pytest.raises(InputError) as caught:
         push(control.client(), path, state)
     assert caught.value.code == "limit-exceeded"
-    assert not [line for line in threading.enumerate() if line.name == "push"]
+    assert lines() == 0
     assert control.received < path.stat().st_size / 4, "the other lines went on"
 
 
