@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.control.browser import chromium, served, sign_in
+from tests.control.browser import chromium, sign_in
 from tests.control.conftest import House, open_house
 from tests.control.scene import Scene, furnish
+from tests.control.serving import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -15,9 +15,10 @@ import pytest
 from sandbox.cli import main
 from sandbox.control.web.sessions import COOKIE
 from tests.control import pictures
-from tests.control.browser import CHROMIUM, chromium, served, sign_in
+from tests.control.browser import CHROMIUM, chromium, sign_in
 from tests.control.conftest import House, open_house
 from tests.control.scene import Scene, furnish
+from tests.control.serving import served
 from tests.control.test_story import admitted
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
