@@ -257,7 +257,7 @@ def test_the_skip_link_goes_to_the_content(furnished: tuple[House, Scene, str], 
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
-    assert page.url.endswith("#main")
+    page.wait_for_url("**#main", timeout=10_000)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.name") == "type"
 
