@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
-from subprocess import DEVNULL, STDOUT, Popen
 
 from engine import ensure_engine
 from environment import ensure_environment
 from node import ensure_node_packages
 from system import BENCH_TOOLS, TEST_TOOLS, TOOLS, VM_TOOLS, Refusal, ensure_more_tools, ensure_tools, find, install, prefix_root, run
+from testing import PARTS, run_parts
 
-_MACHINE = "docker or root"
-"""Marks of the tests that change the machine: containers, mounts, namespaces."""
-_PARTS = (["-m", _MACHINE, "tests/attacks"], ["-m", _MACHINE, "--ignore=tests/attacks"], ["-m", f"not ({_MACHINE})"])
-"""What runs side by side, for most of the time is waiting; ``tests/alone.py`` keeps those apart that would disturb each other."""
 ROOT = Path(__file__).resolve().parents[2]
 USAGE = """usage: ./dev COMMAND
 
@@ -43,8 +36,7 @@ def demo(words: Sequence[str]) -> int:
 def test(words: Sequence[str]) -> int:
     """Run the tests, with coverage; the exit code is the tests' own, or the coverage's where they pass.
 
-    The parts run side by side; the first is seen as it runs, the others show what they printed afterwards. With ``words`` one pytest runs
-    them, without coverage: a chosen part says nothing about the whole.
+    With ``words`` one pytest runs them, without coverage: a chosen part says nothing about the whole.
     """
     with ThreadPoolExecutor() as pool:  # packages of the system and of Python come from different places
         python = pool.submit(ensure_environment, ROOT)
@@ -58,21 +50,10 @@ def test(words: Sequence[str]) -> int:
         return run([*pytest, *words], env=env)
     coverage = prefix_root([str(_bin("coverage"))])
     run([*coverage, "erase"], env=env)
-    first, *others = ([*coverage, "run", "-m", "pytest", "--durations=15", *part] for part in _PARTS)
-    with ExitStack() as stack:
-        beside = []
-        for command in others:
-            kept = stack.enter_context(tempfile.TemporaryFile())
-            beside.append((stack.enter_context(Popen(command, env=env, stdout=kept, stderr=STDOUT, stdin=DEVNULL)), kept))
-        codes = [run(first, env=env)]
-        for process, kept in beside:
-            codes.append(process.wait())
-            kept.seek(0)
-            shutil.copyfileobj(kept, sys.stdout.buffer)
-            sys.stdout.flush()
+    code = run_parts([*coverage, "run", "-m", "pytest", "--durations=15"], PARTS, env)
     run([*coverage, "combine", "-q"], env=env)
     report = run([*coverage, "report"], env=env)
-    return next(filter(None, codes), report)
+    return code or report
 
 
 def lint(words: Sequence[str]) -> int:
