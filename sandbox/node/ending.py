@@ -189,8 +189,25 @@ def _report_end(node: Node, ending: Ending, journal: Journal, reporter: Reporter
     say_last(node, ending.lease, journal, reporter)
 
 
+def unheard(journal: Journal) -> bool:
+    """Say whether a lease's last report may be in the audit log without the node having heard so."""
+    events = {event["event"] for event in journal.events()}
+    return LAST in events and REPORTED not in events
+
+
 def say_last(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bool:
-    """Send the last report as the journal has it, once or again; return False where the journal has none."""
+    """Send the last report as the journal has it, once or again; return False where the journal has none.
+
+    Until the answer was taken in, the node makes no evidence.
+    """
+    node.state.end_under_way(lease)
+    try:
+        return _say_last(node, lease, journal, reporter)
+    finally:
+        node.state.end_heard(lease)
+
+
+def _say_last(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bool:
     last = next((event for event in reversed(journal.events()) if event["event"] == LAST), None)
     documents = journal.documents()
     if last is None or not {"wipe", "certificate"} <= set(documents):
@@ -204,11 +221,13 @@ def say_last(node: Node, lease: str, journal: Journal, reporter: Reporter) -> bo
         _log.error("end refused", lease=lease, reason=reporter.refused.message if reporter.refused else "stopped")
         _give_back_unlogged(node, lease, reporter, proven=last["proven"])
         return True
+    if last["proven"]:
+        # Before the journal calls it reported: after a crash in between it is asked for again, and so never forgotten.
+        _remember_wipe(node, tuple(str(uuid) for uuid in last["gpus"]), reporter)
     journal.write(REPORTED, state=last["state"])
     if not last["proven"]:
         node.state.quarantine_told(lease)
         return True
-    _remember_wipe(node, tuple(str(uuid) for uuid in last["gpus"]), reporter)
     forget(node, lease, journal)
     return True
 
@@ -225,6 +244,7 @@ def make_good(node: Node, lease: str, journal: Journal, reporter: Reporter) -> b
         return False
     _certify(node, lease, journal, report)
     documents = journal.documents()
+    # Nothing to hold back for: in quarantine the node makes no evidence, and it is in quarantine until this was heard.
     reporter.send(
         LeaseState.QUARANTINED,
         detail="wiped with proof after the quarantine",

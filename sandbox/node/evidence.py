@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from attestation.collect import collect
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from sandbox.node.context import Node
     from sandbox.node.gpu.model import Driver, Inventory, Link
     from sandbox.node.plan import LaunchPlan
+    from sandbox.node.state import LastWipes
 
 
 def gpu_facts(inventory: Inventory, leased: tuple[str, ...]) -> tuple[GpuFact, ...]:
@@ -62,8 +62,9 @@ def _parameters(driver: Driver) -> str | None:
 
 
 def make(
-    node: Node, plan: LaunchPlan, *, nonce: str, lease_public_key: bytes, job_digest: str, policy_digest: str, leased: tuple[str, ...]
-) -> Envelope:
+    node: Node, plan: LaunchPlan, *, nonce: str, lease_public_key: bytes, job_digest: str, policy_digest: str, leased: tuple[str, ...],
+    wipes: LastWipes,
+) -> Envelope:  # fmt: skip
     """Return the signed evidence. Raises ``AttestationError`` where a device that should vouch does not."""
     digest, version = runner_digest()
     inventory = node.gpus.inventory
@@ -83,7 +84,7 @@ def make(
         posture=node.posture(),
         gpus=gpus,
         device_counts=DeviceCounts(pci=inventory.on_bus, driver=len({gpu.parent or gpu.uuid for gpu in inventory.gpus})),
-        previous_wipes=node.state.previous_wipes(leased),
-        made_at=datetime.now(UTC),
+        previous_wipes=wipes.indexes,
+        made_at=wipes.at,
     )
     return collect(evidence, node.key, devices=node.devices)

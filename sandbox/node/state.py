@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sandbox.node.layout import NodeFolder, write_durably
@@ -24,6 +25,14 @@ class Quarantine:
     told: bool
 
 
+@dataclass(frozen=True)
+class LastWipes:
+    """What the node can say of its own wipes: the log index of the last one of itself and of each GPU, as of ``at``; None for none."""
+
+    at: datetime
+    indexes: dict[str, int | None]
+
+
 class NodeState:
     """Durable, small, and safe for use by several threads. A damaged file means quarantine: unknown is never clean."""
 
@@ -31,6 +40,8 @@ class NodeState:
         """Read the state; a new node has none."""
         self._path = folder.state
         self._lock = threading.Lock()
+        self._heard = threading.Condition(self._lock)
+        self._under_way: set[str] = set()
         self._quarantine: dict[str, Quarantine] = {}
         self._wipes: dict[str, int] = {}
         self._clean: dict[str, str] = {}
@@ -75,6 +86,28 @@ class NodeState:
         """Return the log index of the last proven wipe of the node and of each GPU; None where there was none."""
         with self._lock:
             return {target: self._wipes.get(target) for target in (WHOLE_NODE, *gpus)}
+
+    def last_wipes(self, gpus: Iterable[str], seconds: float) -> LastWipes | None:
+        """Return what evidence says of earlier wipes; None where the end of a lease is still under way to the log after ``seconds``.
+
+        The log may have that end already, and evidence that does not know of it would contradict the log. Whatever is sent after this
+        returned carries a later time than ``at``.
+        """
+        with self._heard:
+            if not self._heard.wait_for(lambda: not self._under_way, seconds):
+                return None
+            return LastWipes(datetime.now(UTC), {target: self._wipes.get(target) for target in (WHOLE_NODE, *gpus)})
+
+    def end_under_way(self, lease: str) -> None:
+        """Note, before it is sent, that the log may have a lease's end from now on; ``end_heard`` takes it back."""
+        with self._heard:
+            self._under_way.add(lease)
+
+    def end_heard(self, lease: str) -> None:
+        """Note that the control plane's answer on a lease's end was taken in, or that none will come."""
+        with self._heard:
+            self._under_way.discard(lease)
+            self._heard.notify_all()
 
     def wiped(self, targets: Iterable[str], index: int) -> None:
         """Remember a proven wipe that stands in the log at ``index``."""

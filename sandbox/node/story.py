@@ -25,6 +25,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -36,7 +37,7 @@ from policies.engine import evaluate
 from policies.errors import PolicyError
 from policies.loader import load_policy
 from sandbox.admission import launch_request
-from sandbox.errors import JobError, ReleaseError, SealrigError, ServerError
+from sandbox.errors import JobError, ReleaseError, SealrigError, ServerError, StateError
 from sandbox.job import JOB_PAYLOAD_TYPE, parse_statement
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import egress, evidence, inputs, views
@@ -51,9 +52,16 @@ from sandbox.node.steps import Attested, Furnished, Launched, Placed, Story, Unl
 from sandbox.sealing.keys import DataKey, LeaseKey
 from sandbox.sealing.public import IdentityPublic
 
+if TYPE_CHECKING:
+    from sandbox.node.state import LastWipes
+
 _log = structlog.get_logger("sealrig.node")
 END_SECONDS = 20.0
 FETCH_RETRY_SECONDS = 2.0
+HEARD_SECONDS = 120.0
+"""How long evidence waits for the control plane's answer on the end of an earlier lease."""
+LOOK_SECONDS = 1.0
+"""How often a lease that waits looks whether it is to end."""
 GPU_SECONDS = 5.0
 """How long a lease waits for GPUs whose last lease the control plane calls over, but this node has yet to put away."""
 
@@ -159,6 +167,7 @@ def attest(story: Story, placed: Placed) -> Attested:
         job_digest=placed.job_digest,
         policy_digest=placed.policy.digest,
         leased=story.account.gpus,
+        wipes=_last_wipes(story),
     )
     raw = envelope.to_bytes()
     story.journal.keep("plan", plan.to_bytes())
@@ -168,6 +177,25 @@ def attest(story: Story, placed: Placed) -> Attested:
     )
     story.reporter.send(LeaseState.ATTESTED, documents={"evidence": raw, "plan": plan.to_bytes()})
     return Attested(placed, plan, key, envelope.digest)
+
+
+def _last_wipes(story: Story) -> LastWipes:
+    """Return what may be said of earlier wipes: nothing while the log may know of an end that the node has yet to hear of."""
+    deadline = time.monotonic() + HEARD_SECONDS
+    while (found := story.node.state.last_wipes(story.account.gpus, LOOK_SECONDS)) is None:
+        story.go_on()
+        if time.monotonic() >= deadline:
+            raise StateError(
+                f"no evidence can be made: for {HEARD_SECONDS:.0f} s the control plane has not answered on the end of an earlier lease,"
+                " and the audit log may know more of this node's wipes than the node itself",
+                rule="end-under-way",
+                seen="no answer",
+                wanted="the answer on the end of every earlier lease",
+                fix="see that the node reaches the control plane, then submit the job again",
+            )
+    if story.node.state.quarantine:
+        raise Ended(Verdict(Outcome.NODE_FAILURE, None, None, "the node is in quarantine: the wipe of an earlier lease was not proven"))
+    return found
 
 
 def unlock(story: Story, attested: Attested) -> Unlocked:

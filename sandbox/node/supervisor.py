@@ -238,6 +238,8 @@ class Supervisor:
                 self._look_again(lease, journal)
             else:
                 _log.info("taking up a lease of an earlier run", lease=lease)
+                if ending.unheard(journal):
+                    self._node.state.end_under_way(lease)  # before the first poll can bring a lease that wants evidence
                 self._start(lease, self._recover_one, journal)
 
     def _hold_gpus(self, lease: str, journal: Journal) -> None:
