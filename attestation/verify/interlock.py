@@ -74,7 +74,7 @@ def check_interlock(evidence: Evidence, history: NodeHistory | None, *, required
     steps.check(
         "interlock-wipes",
         ok=not foreign,
-        seen=f"not in the log: {_indexes(foreign)}" if foreign else _shown(named),
+        seen=f"not in the log of {history.size} entries: {_indexes(foreign)}" if foreign else _shown(named),
         wanted=f"entries of proven wipes by {evidence.node}",
         fix=_FIX,
     )

@@ -52,6 +52,11 @@ GRANT_LIFETIME = timedelta(minutes=10)
 DECISIONS_A_MINUTE = 60
 """More decisions than this wait: a server that floods the agent must not get its keys any faster."""
 
+PUBLISH_SECONDS = 60.0
+"""How long the agent waits for a log entry that the evidence names: the server acknowledges it before the witnesses have signed."""
+LOOK_SECONDS = 0.5
+"""Between two looks at the log meanwhile."""
+
 History = Callable[[Evidence], NodeHistory | None]
 """What the audit log says of the node that made the evidence; None where it is not read."""
 
@@ -112,6 +117,7 @@ class ReleaseAgent:
         cached: Callable[[], Cached] = lambda: NOTHING,
         progress: Progress | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        patience: float = PUBLISH_SECONDS,
     ) -> None:
         """``confirm`` asks a person; None decides by the trust file alone. Agents of one service share a ``limit``.
 
@@ -119,7 +125,7 @@ class ReleaseAgent:
         """
         self._client, self._identity, self._trust, self._state = client, identity, trust, state
         self._history, self._confirm, self._progress, self._now = history, confirm, progress, now
-        self._limit, self._cached = limit or RateLimit(), cached
+        self._limit, self._cached, self._patience = limit or RateLimit(), cached, patience
 
     def attend(self, info: LeaseInfo) -> Decision | None:
         """Do what a lease needs now: ask the node, decide, or nothing (None).
@@ -238,7 +244,7 @@ class ReleaseAgent:
             steps.fail("signature", error)
         expected = Expected(
             lease=statement.lease, nonce=(nonce or b"").hex(), job_digest=job.digest, policy_digest=statement.policy_digest,
-            image=statement.job.spec.image, plan=plan, history=self._history(evidence),
+            image=statement.job.spec.image, plan=plan, history=self._published(evidence),
         )  # fmt: skip
         try:
             appraisal = verify_evidence(envelope, trust=self._trust, expected=expected, at=self._now(), cached=self._cached())
@@ -251,6 +257,16 @@ class ReleaseAgent:
                     fix="lower 'attestation.minimum' in the job, or wait for a node with more evidence")  # fmt: skip
         steps.finish()
         return Candidate(statement, envelope, evidence, appraisal, steps.all)
+
+    def _published(self, evidence: Evidence) -> NodeHistory | None:
+        """Return the log's history of the node once it reaches every entry that the evidence names, or as it stands when patience ends."""
+        newest = max((index for index in evidence.previous_wipes.values() if index is not None), default=-1)
+        deadline = time.monotonic() + self._patience
+        while True:
+            history = self._history(evidence)
+            if history is None or newest < history.size or time.monotonic() >= deadline:
+                return history
+            time.sleep(LOOK_SECONDS)
 
     def _make_grant(self, candidate: Candidate) -> Envelope:
         """Take step 6, in memory: the data key of each bundle, wrapped so that it opens for this lease, evidence and bundle only."""

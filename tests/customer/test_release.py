@@ -211,6 +211,32 @@ def test_the_log_s_history_counts(lease):
     assert "interlock-unproven" in failed(lease.decide(trust=trust(interlock="log"), history=lambda _e: past))
 
 
+def _growing(sizes, seen):
+    """Return histories of a log that has published so many entries each time it is read; entry 5 ends a lease with a proven wipe."""
+
+    def history(_evidence):
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        seen.append(size)
+        return NodeHistory(NODE, size, {5: datetime.now(UTC)} if size > 5 else {}, unproven=())
+
+    return history
+
+
+def test_an_entry_that_is_acknowledged_and_not_published_yet_is_waited_for(lease, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    lease.changes, seen = {"previous_wipes": {"node": 5}}, []
+    decision = lease.decide(trust=trust(interlock="log"), history=_growing([4, 5, 6, 7], seen))
+    assert decision.granted
+    assert seen == [4, 5, 6]
+
+
+def test_an_entry_that_never_comes_is_not_waited_for_without_end(lease):
+    lease.changes, seen = {"previous_wipes": {"node": 5}}, []
+    decision = lease.decide(trust=trust(interlock="log"), history=_growing([5], seen), patience=0.0)
+    assert failed(decision) == {"interlock-wipes"}
+    assert decision.reasons[0].seen == "not in the log of 5 entries: 5"
+
+
 def test_a_log_that_is_not_the_trusted_one_refuses_and_one_that_is_away_decides_nothing(control, state, lease):
     def away(_evidence):
         raise ServerError("the log does not answer")
