@@ -1,7 +1,6 @@
 """``sealrig audit``: everything an auditor does, on a copied folder; and what the keeper of the log does to it."""
 
 import json
-import socket
 import threading
 import time
 from functools import partial
@@ -18,6 +17,7 @@ from attestation.signing import SigningKey
 from sandbox.cli import main
 from tests.attestation.log.logs import KEY, NOW, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
 from tests.attestation.log.test_tampering import LEAVES, build
+from tests.ports import free_port
 
 KEY_FLAG = ("--key", VERIFIER.text)
 NEW = NoteVerifier(ORIGIN, OTHER_KEY.public)
@@ -375,12 +375,6 @@ def test_watch_with_a_wrong_flag_is_no_alarm(data, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "vkey-type" in told
     assert "warning" not in told
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _keep(data):

@@ -18,9 +18,11 @@ import pytest
 from sandbox.cli.demo import assets, leftovers
 from sandbox.cli.demo.image import RUNTIME, _files
 from sandbox.cli.demo.interrupt import Interrupts
-from sandbox.cli.demo.programs import CommandError, Person, Programs, free_port
+from sandbox.cli.demo.programs import CommandError, Person, Programs
+from sandbox.cli.demo.programs import free_port as demo_port
 from sandbox.errors import InputError, ServerError, UsageError
 from sandbox.sealing.keys import Identity
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -117,6 +119,10 @@ def test_a_program_that_ends_is_noticed_with_its_last_words(interrupts, tmp_path
     assert caught.value.details["rule"] == "demo-program"
     assert caught.value.details["seen"]
     programs.stop_all()
+
+
+def test_the_control_plane_s_port_is_none_that_some_connection_gets_meanwhile():
+    assert demo_port() in range(10_000, 20_000)
 
 
 def test_interrupted_while_the_control_plane_starts_it_is_ended(interrupts, tmp_path):

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ import pytest
 from attestation.log.note import Checkpoint, Note, NoteVerifier
 from attestation.signing import SigningKey
 from tests.control.server_process import ServerProcess
+from tests.patience import LONG, eventually
+from tests.ports import free_port
 from tests.rig import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -27,7 +28,7 @@ class WitnessProcess:
     """``sealrig audit witness`` on a port of the loopback that it keeps through all its lives."""
 
     def __init__(self, folder: Path, *logs: str) -> None:
-        self.folder, self.listen = folder, "127.0.0.1:0"
+        self.folder, self.listen = folder, f"127.0.0.1:{free_port()}"
         self.start(*logs)
 
     def start(self, *logs: str) -> None:
@@ -45,11 +46,10 @@ class WitnessProcess:
             text += line
         told = json.loads(text)
         self.url, self.vkey = told["listen"], told["vkey"]
-        self.listen = self.url.removeprefix("http://")
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
+        self.process.wait(LONG)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -74,13 +74,6 @@ def witnesses(folder: Path, server: ServerProcess) -> Iterator[list[WitnessProce
 def cli(*words: object) -> tuple[int, dict]:
     done = run(*words, "--json", env={})
     return done.code, done.json
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.1)
 
 
 def test_with_witnesses(folder: Path, server: ServerProcess, witnesses: list[WitnessProcess]) -> None:
@@ -115,7 +108,7 @@ def test_with_witnesses(folder: Path, server: ServerProcess, witnesses: list[Wit
     act()
     act()
     assert shown()[0] == before
-    wait_until(
+    eventually(
         lambda: "2 entries wait for their witnesses" in server.http.get("/readyz").text and "of 1)" in server.http.get("/readyz").text
     )
     metrics = server.http.get("/metrics").text
@@ -126,7 +119,7 @@ def test_with_witnesses(folder: Path, server: ServerProcess, witnesses: list[Wit
     server.start()
     assert shown()[0] == before
     witnesses[1].start(vkey)
-    wait_until(lambda: shown()[0] > before)
+    eventually(lambda: shown()[0] > before)
     assert shown()[1] == signers
     assert server.http.get("/readyz").text == "ok\n"
 

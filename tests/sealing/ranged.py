@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.patience import LONG
+from tests.ports import free_port
+
 TOKEN = "t0ken"
 
 
@@ -22,7 +25,7 @@ class Ranged:
         self.sent = 0
         self.asked: list[tuple[int, int]] = []
         self.address = ""
-        self.port = 0
+        self.port = free_port()
         self._server: ThreadingHTTPServer | None = None
 
     def start(self) -> None:
@@ -46,7 +49,6 @@ class Ranged:
                 """Say nothing: clients are killed."""
 
         self._server = Server(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_port
         self.address = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -59,7 +61,7 @@ class Ranged:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one GET."""
-        self.gate.wait(30)
+        self.gate.wait(LONG)
         if self._server is None:
             request.close_connection = True
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shlex
 import socket
 import subprocess
@@ -23,6 +25,7 @@ START_SECONDS = 60.0
 COMMAND_SECONDS = 300.0
 STOP_SECONDS = 20.0
 _LOG_TAIL = 2000
+_PORTS = range(10_000, 20_000)
 
 
 class CommandError(SealrigError):
@@ -177,9 +180,12 @@ def _run(words: list[str], environment: dict[str, str]) -> tuple[int, bytes, byt
 
 
 def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
+    """Return a loopback port that was free a moment ago, if possible none of those that the kernel gives to whatever connects next."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        for port in (*random.SystemRandom().sample(_PORTS, 100), 0):
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                break
         return int(probe.getsockname()[1])
 
 
