@@ -14,7 +14,9 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-START_SECONDS = 30.0
+from tests.patience import LONG
+
+START_SECONDS = LONG
 
 
 def find_binaries() -> Path | None:
@@ -78,7 +80,7 @@ class PostgresServer:
         """End it as a power cut would: the server and all of its sessions at once."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGQUIT)  # "immediate shutdown": nothing is finished, the next start recovers from the journal
-        self._process.wait(20)
+        self._process.wait(LONG)
 
     def stop(self) -> None:
         """End it and remove its data."""

@@ -3,11 +3,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.patience import eventually
 from tests.rig import Person, run
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
@@ -28,11 +28,7 @@ def person(tmp_path):
 def test_a_mount_shows_the_files_until_it_is_ended(person, tmp_path, number):
     mounting = person.spawn("mount", "mount", tmp_path / "x.sealed", tmp_path / "mnt", "--json")
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "mnt" / "weights.bin").exists():
-            assert mounting.running, mounting.text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        _wait_for_view(mounting, tmp_path)
         assert (tmp_path / "mnt" / "weights.bin").read_bytes() == (tmp_path / "src" / "weights.bin").read_bytes()
         with pytest.raises(OSError, match="Read-only"):
             (tmp_path / "mnt" / "new").write_bytes(b"x")
@@ -45,12 +41,13 @@ def test_a_mount_shows_the_files_until_it_is_ended(person, tmp_path, number):
 
 def _started(person, tmp_path):
     mounting = person.spawn("mount", "mount", tmp_path / "x.sealed", tmp_path / "mnt")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "mnt" / "weights.bin").exists():
-        assert mounting.running, mounting.text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    _wait_for_view(mounting, tmp_path)
     return mounting
+
+
+def _wait_for_view(mounting, tmp_path):
+    eventually(lambda: (tmp_path / "mnt" / "weights.bin").exists() or not mounting.running)
+    assert mounting.running, mounting.text()
 
 
 def _viewers(mounting):
@@ -98,9 +95,7 @@ def test_without_the_extra_one_sentence_names_it(person, tmp_path, monkeypatch):
 def test_the_key_is_not_in_any_command_line(person, tmp_path):
     mounting = person.spawn("mount", "mount", tmp_path / "x.sealed", tmp_path / "mnt")
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "mnt" / "weights.bin").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        _wait_for_view(mounting, tmp_path)
         found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert [line for line in found.splitlines() if "sealing.viewer" in line and len(line.split()) > 4] == []
     finally:

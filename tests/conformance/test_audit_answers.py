@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from sandbox.control.app import create_app
 from tests.control.actors import ok, walk
 from tests.control.conftest import House, open_house
 from tests.control.test_story import admitted
+from tests.patience import eventually
 
 
 @dataclass
@@ -60,8 +60,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         server = uvicorn.Server(uvicorn.Config(create_app(house.control), host="127.0.0.1", port=0, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run)
         thread.start()
-        while not server.started:
-            time.sleep(0.02)
+        eventually(lambda: server.started)
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         shutil.copytree(folder / "data" / "log", folder / "copy")
         answer = httpx.get(f"{url}/v1/log/entries", params={"limit": 500}, headers={"Authorization": f"Bearer {token}"}).json()

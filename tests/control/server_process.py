@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.control.actors import POLICY, Customer, Node, Person, ok
+from tests.patience import LONG
 
 
 class ServerProcess:
@@ -66,7 +67,7 @@ class ServerProcess:
     def _end(self, number: int) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        status = self.process.wait(30)
+        status = self.process.wait(LONG)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import uvicorn
 
 from sandbox.control.app import create_app
 from tests.control.conftest import House
+from tests.patience import eventually
 
 
 @contextmanager
@@ -19,8 +19,7 @@ def served(house: House) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(create_app(house.control), host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
+    eventually(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:

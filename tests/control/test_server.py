@@ -22,6 +22,7 @@ from sandbox.control.settings import ControlSettings
 from sandbox.errors import UsageError
 from tests.control.actors import TUS, make_bundle, nonce, ok
 from tests.control.server_process import ServerProcess
+from tests.patience import LONG, eventually
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_it_starts_ends_cleanly_and_lets_long_polls_go(server: ServerProcess) ->
     with contextlib.suppress(httpx.TimeoutException):
         customer.get("/v1/whoami", timeout=0.5)
     assert server.stop() == 0
-    waiting.join(15)
+    waiting.join(LONG)
     assert answers == ["admitted"]
     for path in (server.data / "operator.token", server.data / "log.key", server.data / "control.db"):
         assert path.stat().st_mode & 0o077 == 0
@@ -180,8 +181,7 @@ def test_killed_in_the_middle_of_many_requests_it_keeps_every_acknowledged_one(s
     threads = [threading.Thread(target=submit, args=(everything[number::4],)) for number in range(4)]
     for thread in threads:
         thread.start()
-    while len(acknowledged) < 20:
-        threading.Event().wait(0.01)
+    eventually(lambda: len(acknowledged) >= 20)
     server.kill()
     for thread in threads:
         thread.join()

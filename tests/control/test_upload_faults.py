@@ -7,9 +7,8 @@ import hashlib
 import os
 import socket
 import threading
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ import httpx
 import pytest
 from blake3 import blake3
 
-from sandbox.control import sweeper, uploads
+from sandbox.control import receiving, sweeper, uploads
 from sandbox.control.bundles import collect_garbage
 from sandbox.control.database.models import UploadRow
 from sandbox.control.sweeper import Sweeper
@@ -29,7 +28,7 @@ from sandbox.errors import BundleTamperedError
 from tests.control.actors import TUS, Bundle, Customer, code, make_bundle, ok
 from tests.control.conftest import House
 from tests.control.serving import served
-from tests.patience import PATIENCE
+from tests.patience import LONG, eventually
 
 
 @pytest.fixture
@@ -56,13 +55,6 @@ def head(customer: Customer, place: str) -> httpx.Response:
     return customer.call("HEAD", place, headers=TUS)
 
 
-def eventually(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20 * PATIENCE
-    while not done():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def row_of(house: House, place: str) -> UploadRow | None:
     with house.control.database.read() as session:
         return session.get(UploadRow, place.rpartition("/")[2])
@@ -80,7 +72,7 @@ class Store:
         self.came.set()
         if self.broken:
             raise OSError(errno.EIO, "no answer")
-        assert self.go.wait(60)
+        assert self.go.wait(LONG)
         self.inner.put(digest, source)
 
     def __getattr__(self, name: str):
@@ -102,11 +94,29 @@ def half(address: str, customer: Customer, place: str, bundle: Bundle, count: in
     return line
 
 
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the size of each piece that the server takes over, and by 0 before it asks for one."""
+    sizes: list[int] = []
+
+    async def counted(pieces: AsyncIterator[bytes], take: Callable = receiving._next) -> bytes | None:
+        sizes.append(0)
+        piece = await take(pieces)
+        sizes.append(len(piece or b""))
+        return piece
+
+    monkeypatch.setattr(receiving, "_next", counted)
+    return sizes
+
+
 @pytest.mark.parametrize("count", [0, 1, 300_000])
-def test_every_byte_that_came_before_a_cut_is_kept(house: House, customer: Customer, bundle: Bundle, address: str, count: int) -> None:
+def test_every_byte_that_came_before_a_cut_is_kept(
+    house: House, customer: Customer, bundle: Bundle, address: str, handed: list[int], *, count: int
+) -> None:
     place = start(customer, bundle)
     with half(address, customer, place, bundle, count):
-        time.sleep(PATIENCE)  # uvicorn throws away what it has read and not yet handed over when it sees the end
+        # uvicorn throws away what it has read and not yet handed over when it sees the end
+        eventually(lambda: handed and sum(handed) == count)
     eventually(lambda: head(customer, place).headers["upload-offset"] == str(count))
     eventually(lambda: house.control.uploading.hash_at(place.rpartition("/")[2], count) is not None)
     eventually(lambda: customer.send(place, count, bundle.raw[count:]).status_code == 204)  # locked until the server has seen the cut
@@ -150,11 +160,11 @@ def test_a_push_is_done_when_the_bundle_is_stored_and_not_before(
     monkeypatch.setattr("sandbox.customer.http.ANSWER_SECONDS", 0.5)
     store = Store(house)
     thread, said = pushing(house, customer, bundle, address)
-    assert store.came.wait(20 * PATIENCE)
+    assert store.came.wait(LONG)
     thread.join(3)  # longer than an answer may take, and than its patience
     assert (thread.is_alive(), said) == (True, [])
     store.go.set()
-    thread.join(20 * PATIENCE)
+    thread.join(LONG)
     assert [(done.digest, done.sent) for done in said] == [(bundle.digest, len(bundle.raw))]
     assert ok(customer.get(f"/v1/bundles/{bundle.digest}"))["size"] == len(bundle.raw)
 
@@ -164,12 +174,12 @@ def test_a_push_whose_answer_came_too_late_still_hears_that_its_bytes_were_other
 ) -> None:
     monkeypatch.setattr("sandbox.customer.http.ANSWER_SECONDS", 0.5)
     hashing = threading.Event()
-    monkeypatch.setattr(house.control.uploading, "digest", lambda *_: (hashing.wait(60), "blake3:" + "0" * 64)[1])
+    monkeypatch.setattr(house.control.uploading, "digest", lambda *_: (hashing.wait(LONG), "blake3:" + "0" * 64)[1])
     thread, said = pushing(house, customer, bundle, address)
     thread.join(2)
     assert (thread.is_alive(), said) == (True, [])
     hashing.set()
-    thread.join(20 * PATIENCE)
+    thread.join(LONG)
     assert [type(error) for error in said] == [BundleTamperedError]
 
 
@@ -178,7 +188,7 @@ def test_nobody_is_told_of_all_bytes_before_they_are_a_bundle(house: House, cust
     place = start(customer, bundle)
     sending = threading.Thread(target=lambda: customer.send(place, 0, bundle.raw))
     sending.start()
-    assert store.came.wait(20 * PATIENCE)
+    assert store.came.wait(LONG)
     assert head(customer, place).status_code == 423
     assert customer.call("DELETE", place, headers=TUS).status_code == 423
     uploads.sweep(house.control)  # leaves it alone
@@ -326,7 +336,7 @@ def test_a_slow_store_does_not_keep_leases_from_expiring(
     store.came.clear()
     lease = ok(customer.submit(customer.job()))["id"]
     sweeping()
-    assert store.came.wait(20 * PATIENCE)
+    assert store.came.wait(LONG)
     house.clock.ahead += timedelta(days=2)
     eventually(lambda: customer.lease(lease)["state"] == "expired")
     store.go.set()
@@ -353,7 +363,7 @@ def test_a_bundle_whose_upload_was_erased_while_it_was_stored_is_collected(house
     place = start(customer, bundle)
     sending = threading.Thread(target=lambda: customer.send(place, 0, bundle.raw))
     sending.start()
-    assert store.came.wait(20 * PATIENCE)
+    assert store.came.wait(LONG)
     with house.control.database.write() as session:
         session.delete(session.get_one(UploadRow, place.rpartition("/")[2]))
     store.go.set()

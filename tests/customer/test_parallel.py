@@ -13,6 +13,7 @@ from sandbox.customer import upload as module
 from sandbox.customer.upload import push
 from sandbox.errors import BundleTamperedError, InputError, ServerError
 from tests.customer.fakes import URL, problem
+from tests.patience import LONG
 
 CONTENT = os.urandom(3_000_000)
 
@@ -37,7 +38,7 @@ def patched(control):
 
 def test_a_large_bundle_travels_on_several_lines_at_once(control, state, bundle):
     path, digest = bundle
-    together = threading.Barrier(module.LINES, timeout=20)
+    together = threading.Barrier(module.LINES, timeout=LONG)
     left = [module.LINES]
 
     def meet(request):
@@ -165,8 +166,8 @@ def test_a_refusal_on_one_line_ends_all(control, state, bundle):
             refused.set()
             return problem(413, "limit-exceeded", "no")
         if request.method == "PATCH":
-            assert refused.wait(20)
-            line[0].join(20)  # the refusal has arrived and its line has ended
+            assert refused.wait(LONG)
+            line[0].join(LONG)  # the refusal has arrived and its line has ended
         return None
 
     control.fault = refuse

@@ -15,6 +15,7 @@ from sandbox.lifecycle import LeaseState
 from sandbox.sealing.keys import Identity
 from sandbox.wire import LeaseInfo, WaitingLeases
 from tests.customer.fakes import FakeControl, sign, statement
+from tests.patience import LONG
 
 
 class EnoughError(Exception):
@@ -132,7 +133,7 @@ def test_a_slow_lease_does_not_hold_up_another(control):
     class Two(Agent):
         def attend(self, info):
             if info.id == slow:
-                assert done.wait(30)
+                assert done.wait(LONG)
             decision = super().attend(info)
             done.set()
             return decision

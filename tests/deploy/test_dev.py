@@ -8,10 +8,11 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.patience import LONG, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy" / "dev"))
@@ -143,10 +144,9 @@ def test_being_stopped_is_handed_on_and_waited_for(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT / 'deploy' / 'dev')!r}); import system; sys.exit(system.run(['sh', '-c', sys.argv[1]]))"
     )
     with subprocess.Popen([sys.executable, "-c", program, command]) as process:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.02)
+        eventually((tmp_path / "ready").exists)
         process.terminate()
-        assert process.wait(10) == 7
+        assert process.wait(LONG) == 7
     assert (tmp_path / "cleaned").exists()
 
 

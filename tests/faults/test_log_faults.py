@@ -21,6 +21,7 @@ from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
 from tests.attestation.log.logs import VERIFIER, leaf, make_log, open_log
 from tests.faults.tracing import LOOKS, Call, Driver, Point, points_of, scratch, strike
+from tests.patience import LONG
 
 # What a full disk refuses: a new name, more bytes, or late, when they are synced.
 SPACE = {
@@ -299,14 +300,14 @@ def test_a_writer_paused_at_each_step_and_resumed_after_a_takeover(tmp_path: Pat
 
     def sleeping(*args: object, **options: object) -> object:
         asleep.set()
-        assert wake.wait(20)
+        assert wake.wait(LONG)
         return real(*args, **options)
 
     setattr(owner, name, sleeping)
     slept = leaf(11)
     with ThreadPoolExecutor(1) as pool:
         paused = pool.submit(old.append, [slept])
-        assert asleep.wait(20)
+        assert asleep.wait(LONG)
         (tmp_path / "log-state" / "writer.lock").unlink()
         with open_log(tmp_path) as new:
             (fresh,) = new.append([leaf(12)])
@@ -330,13 +331,13 @@ def test_a_writer_that_sleeps_while_it_publishes_cannot_be_overtaken(tmp_path: P
 
     def sleeping(path: str, data: bytes) -> None:
         asleep.set()
-        assert wake.wait(20)
+        assert wake.wait(LONG)
         real(path, data)
 
     stores._folder.replace = sleeping  # type: ignore[method-assign]
     with ThreadPoolExecutor(1) as pool:
         paused = pool.submit(old.append, [leaf(1)])
-        assert asleep.wait(20)
+        assert asleep.wait(LONG)
         (tmp_path / "log-state" / "writer.lock").unlink()
         with pytest.raises(LogStoreError) as caught:
             open_log(tmp_path)

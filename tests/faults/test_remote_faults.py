@@ -20,6 +20,7 @@ from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
 from attestation.log.writer import LogWriter
 from tests.attestation.log.logs import VERIFIER, leaf, open_log
+from tests.patience import eventually
 from tests.postgres import PostgresServer
 
 pytestmark = pytest.mark.slow
@@ -40,14 +41,16 @@ def kept(places: LogPlaces, acknowledged: list[bytes]) -> int:
 
 def append_again(writer: LogWriter, batch: list[bytes]) -> list[int]:
     """Append as the server does: once more after a failure."""
-    for _ in range(40):
+
+    def once() -> list[int] | None:
         try:
             return writer.append(batch)
         except LogStoreError as error:
             if error.details["rule"] not in {"store-io", "log-locked"}:
                 raise
-        threading.Event().wait(0.05)
-    return writer.append(batch)
+            return None
+
+    return eventually(once, "the log to take entries again")
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.patience import LONG
+
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = "trace=%file,%desc"
 """Whatever takes a path or a file descriptor."""
@@ -82,7 +84,7 @@ class Driver:
         )
 
     def close(self) -> None:
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=LONG)
 
     def run(self, order: dict[str, object], *strace: str) -> dict:
         """Let a child do ``order``, under strace with these words if there are any; return what became of it."""
@@ -94,7 +96,7 @@ class Driver:
             _wait_for_tracer(pid, tracer)
             return self._ask("go")
         finally:
-            tracer.wait(timeout=30)
+            tracer.wait(timeout=LONG)
 
     def trace(self, order: dict[str, object], folder: Path) -> list[Call]:
         """Return the calls on files in ``folder``, in their order. Leaves the test out where strace may not attach to a process."""
@@ -153,7 +155,7 @@ def calls_in(text: str, folder: Path) -> list[Call]:
 
 
 def _wait_for_tracer(pid: int, tracer: subprocess.Popen) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + LONG
     while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
         if tracer.poll() is not None or time.monotonic() > until:
             return  # the fault struck already, or strace may not attach here: an empty trace tells the two apart

@@ -36,16 +36,18 @@ def _host(name: str, address: str):
         _run("ip", "-n", name, "route", "add", "default", "via", "172.17.0.1")
         script = (
             "import socket, sys, threading, time\n"
-            "def serve(port):\n"
-            "    s = socket.create_server(('0.0.0.0', port))\n"
+            "def serve(s, port):\n"
             "    while True:\n"
             "        c, _ = s.accept(); c.sendall(b'hello from %d' % port); c.close()\n"
             "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('0.0.0.0', 53))\n"
             "def answer():\n"
             "    while True:\n"
             "        d, a = u.recvfrom(2048); sys.stderr.write('asked\\n'); sys.stderr.flush(); u.sendto(b'leak', a)\n"
-            "for t in (lambda: serve(7000), lambda: serve(7001), answer): threading.Thread(target=t, daemon=True).start()\n"
-            "time.sleep(0.2); print('ready', flush=True); time.sleep(1000)\n"
+            "for port in (7000, 7001):\n"
+            "    s = socket.create_server(('0.0.0.0', port))  # here, so that it listens before anybody is told\n"
+            "    threading.Thread(target=serve, args=(s, port), daemon=True).start()\n"
+            "threading.Thread(target=answer, daemon=True).start()\n"
+            "print('ready', flush=True); time.sleep(1000)\n"
         )
         server = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{name}", "python3", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import ending, running, story
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -57,10 +57,7 @@ def test_again_and_again_means_quarantine_and_the_next_start_wipes(node_rig, mon
     with monkeypatch.context() as planted, node_rig.running():
         planted.setattr(ending, "wipe", Unforeseen(ending.wipe, 2))
         lease = node_rig.control.submit(node_rig.spec("sleep 1"))
-        deadline = time.monotonic() + 20
-        while not node_rig.node.state.quarantine:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        eventually(lambda: node_rig.node.state.quarantine)
         assert lease.id in json.loads(node_rig.node.folder.state.read_bytes())["quarantine"]
     with node_rig.running():
         node_rig.control.wait(lease)

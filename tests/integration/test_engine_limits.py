@@ -10,6 +10,7 @@ import pytest
 from sandbox.lifecycle import LeaseState, Outcome
 from sandbox.node import logs
 from sandbox.node.engine import Engine
+from tests.patience import LONG
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -42,7 +43,7 @@ def test_time(node_rig, tmp_path):
     lease = _ran(node_rig, "echo so far > /out/p; sleep 100", lease={"duration": "1s"})
     assert lease.outcome is Outcome.TIME_LIMIT
     assert lease.exit_code == 137
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < LONG
     assert (node_rig.result(lease, tmp_path) / "p").read_text() == "so far\n"
 
 
@@ -157,7 +158,7 @@ def test_the_time_limit_holds_without_contact(node_rig):
         lease = node_rig.control.submit(node_rig.spec("sleep 100", lease={"duration": "2s"}))
         node_rig.control.wait(lease, LeaseState.RUNNING)
         node_rig.control.down = True
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LONG
         while node_rig.node.engine.exists(f"sealrig-{lease.id}") and node_rig.node.engine.state(f"sealrig-{lease.id}") is None:
             assert time.monotonic() < deadline
             time.sleep(0.1)

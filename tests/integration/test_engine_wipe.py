@@ -17,7 +17,7 @@ from sandbox.node.client import ControlClient
 from sandbox.node.engine import Engine
 from sandbox.node.scratch import base, fscrypt, kernel
 from sandbox.node.wipe import Remains, wipe
-from tests.patience import PATIENCE
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]
 
@@ -27,13 +27,6 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(base, "UNMOUNT_SECONDS", 0.5)
     monkeypatch.setattr(base, "HOLDERS_SECONDS", 0.5)
     monkeypatch.setattr(fscrypt, "KEY_SECONDS", 0.5)
-
-
-def _wait_for(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds * PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def _no_thread():
@@ -48,7 +41,7 @@ def _quarantined(rig, lease, step: str) -> None:
     assert step in {item.step for item in report.failed}
     certificate = verify_certificate(Envelope.from_bytes(lease.documents["certificate"]), rig.control.node_key)
     assert certificate.predicate.result == "not-proven"
-    _wait_for(lambda: rig.node.state.quarantine and rig.node.state.quarantine[0].told)
+    eventually(lambda: rig.node.state.quarantine and rig.node.state.quarantine[0].told)
     assert json.loads(rig.node.folder.state.read_bytes())["quarantine"]
     waiting = rig.control.submit(rig.spec("echo never"))
     time.sleep(0.6)
@@ -59,7 +52,7 @@ def _quarantined(rig, lease, step: str) -> None:
 def _restored(rig) -> None:
     """The operator lifts the quarantine: the node wipes again and works again."""
     rig.control.node_state = "ready"
-    _wait_for(lambda: not rig.node.state.quarantine)
+    eventually(lambda: not rig.node.state.quarantine)
     assert rig.run("echo again").outcome is Outcome.SUCCEEDED
 
 
@@ -69,7 +62,7 @@ def test_a_file_that_is_still_open_keeps_the_key_in_the_kernel(node_rig):
         lease = node_rig.control.submit(node_rig.spec("echo x > /out/x; sleep 2"))
         node_rig.control.wait(lease, LeaseState.RUNNING)
         out = node_rig.node.folder.lease(lease.id).out / "x"
-        _wait_for(out.exists)
+        eventually(out.exists)
         with out.open("rb") as file:
             holder = subprocess.Popen(["sleep", "1000"], stdin=file)
         try:
@@ -117,7 +110,7 @@ def test_an_answer_that_was_on_its_way_lifts_no_quarantine(node_rig, monkeypatch
     def late(self, request):
         answer = poll(self, request)
         if answer.node_state == "ready" and lease is not None and lease.state in {LeaseState.RUNNING, LeaseState.COLLECTING}:
-            _wait_for(lambda: state.quarantine and state.quarantine[0].told)
+            eventually(lambda: state.quarantine and state.quarantine[0].told)
             monkeypatch.setattr(Engine, "remove", remove)  # a second wipe would be proven
         return answer
 

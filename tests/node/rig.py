@@ -24,7 +24,7 @@ from sandbox.sealing.keys import Identity
 from sandbox.sealing.logs import LogOpener
 from tests.node.fake_control import FakeControl
 from tests.node.http_control import served
-from tests.patience import PATIENCE
+from tests.patience import LONG, PATIENCE
 
 APPLETS = (
     *(
@@ -117,7 +117,7 @@ class NodeRig:
                 yield from self._run()
             finally:
                 for thread in [each for each in threading.enumerate() if each.name == "poll"]:
-                    thread.join(10)
+                    thread.join(LONG)
                 self.node.client.close()
 
     def _run(self):

@@ -18,6 +18,7 @@ from sandbox.node.report import Reporter
 from sandbox.sealing.keys import Identity
 from sandbox.wire import PollRequest
 from tests.node.fake_control import FakeControl
+from tests.patience import LONG
 
 NODE = "node-" + "0" * 32
 LEASE = "lease-" + "0" * 32
@@ -157,7 +158,7 @@ def test_reports_are_sent_in_order_and_again_after_silence(monkeypatch):
     reporter.send(LeaseState.RUNNING)  # not possible from here
     assert reporter.settled() is None
     assert "cannot go" in reporter.refused.message
-    assert not reporter.finish(5)
+    assert not reporter.finish(LONG)
 
 
 def test_a_reporter_that_is_stopped_lets_go():
@@ -165,5 +166,5 @@ def test_a_reporter_that_is_stopped_lets_go():
     reporter.send(LeaseState.WIPING)
     reporter.stop()
     assert reporter.settled() is None
-    assert not reporter.finish(5)  # nobody has the report
+    assert not reporter.finish(LONG)  # nobody has the report
     assert not reporter._thread.is_alive()

@@ -26,6 +26,7 @@ from sandbox.node.state import NodeState
 from sandbox.sealing.keys import Identity
 from sandbox.sealing.logs import LogOpener, LogSealer
 from sandbox.wire import Assignment
+from tests.patience import LONG, eventually
 
 LEASE = "lease-" + "a" * 32
 O = Outcome  # noqa: E741
@@ -85,7 +86,7 @@ def test_logs_come_out_as_they_went_in_and_survive_lost_contact(monkeypatch):
     stream.take(iter([b"one\n", b"x" * 200_000, b"two\n"]))
     stream.finish()
     stream.finish()
-    assert stream.sent(5)
+    assert stream.sent(LONG)
     assert _text(sink, identity) == b"one\n" + b"x" * 200_000 + b"two\n"
     assert stream.chunks == len(sink.chunks)
 
@@ -95,7 +96,7 @@ def test_logs_that_are_refused_do_not_block(monkeypatch):
     stream = LogStream(LogSealer(LEASE, Identity.generate().public), sink)
     stream.take(iter([b"one"]))
     stream.finish()
-    assert not stream.sent(5)
+    assert not stream.sent(LONG)
     assert stream.failed == "no"
 
 
@@ -105,7 +106,7 @@ def test_a_flood_is_bounded_in_memory_and_said(monkeypatch):
     stream = LogStream(LogSealer(LEASE, identity.public), sink)
     stream.take(b"y" * 10_000 for _ in range(1000))
     stream.finish()
-    assert stream.sent(5)
+    assert stream.sent(LONG)
     text = _text(sink, identity)
     assert text.count(b"y") >= 100_000
     assert b"9900000 bytes of output beyond 100000 were dropped" in text
@@ -118,20 +119,15 @@ def test_a_quiet_job_is_heard_at_once():
 
     def frames():
         yield b"hello"
-        gate.wait(5)
+        gate.wait(LONG)
 
     reader = threading.Thread(target=stream.take, args=(frames(),))
     reader.start()
-    deadline = threading.Event()
-    for _ in range(100):
-        if len(sink.chunks) == 2:
-            break
-        deadline.wait(0.02)
-    assert len(sink.chunks) == 2, "output waits for more although the job is quiet"
+    eventually(lambda: len(sink.chunks) == 2, "output, although the job is quiet")
     gate.set()
     reader.join()
     stream.finish()
-    assert stream.sent(5)
+    assert stream.sent(LONG)
 
 
 def _assignment(**changes) -> Assignment:
@@ -288,8 +284,8 @@ def test_a_gpu_that_is_about_to_be_given_back_is_waited_for():
     pool.take(LEASE, 1, 0)
     threading.Timer(0.2, pool.give_back, [LEASE]).start()
     started = time.monotonic()
-    assert pool.take("lease-" + "b" * 32, 1, 0, patience=60) == ("GPU-1",)
-    assert time.monotonic() - started < 30
+    assert pool.take("lease-" + "b" * 32, 1, 0, patience=10 * LONG) == ("GPU-1",)
+    assert time.monotonic() - started < LONG
 
 
 def test_a_gpu_is_held_for_a_lease_that_an_earlier_process_left():

@@ -115,9 +115,9 @@ def test_the_costliest_accepted_expression_is_quick(loop, words):
     # ``words``: as many as a job may have, together as long as a signed job may be.
     times = min(EXPRESSION_MAX_CHARS // (len(loop) + 4), MAX_SUMS // max(1, loop.count("+")))
     source = " && ".join([loop] * times)
-    began = time.perf_counter()
+    began = time.thread_time()
     assert check_expression(source).holds({"job": JOB | {"command": words}})
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 2
 
 
 @pytest.mark.parametrize("source", ["(" * 400 + "true" + ")" * 400, "!" * 1000 + "true", "[" * 400 + "]" * 400 + " == []"])

@@ -45,9 +45,9 @@ def test_what_is_no_image_pattern_is_refused(bad):
 
 def test_the_costliest_pattern_is_quick():
     pattern = check_image_pattern("*a*a*a" + "@sha256:*")
-    began = time.perf_counter()
+    began = time.thread_time()
     assert not image_matches(pattern, "a" * 250 + "b@" + A)
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from sandbox.sealing.bundle import bundle_digest, data_key, read_header, seal
 from sandbox.sealing.keys import DataKey
 from sandbox.sealing.mount import Mount, Remote, Spare
 from sandbox.sealing.mountinfo import is_mounted
+from tests.patience import LONG
 from tests.sealing.ranged import TOKEN, serving
 from tests.sealing.trees import describe, make_tree
 
@@ -275,7 +276,7 @@ def test_a_server_that_goes_away_is_an_io_error_and_reads_go_on_when_it_is_back(
     with pytest.raises(OSError) as caught, (mount.folder / "weights").open("rb", buffering=0) as file:
         os.pread(file.fileno(), 10, 5_000_000)
     assert caught.value.errno == errno.EIO
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < LONG
     server.start()
     assert (mount.folder / "weights").read_bytes() == (sealed / "src" / "weights").read_bytes()
     assert {problem["code"] for problem in mount.problems} == {"server-unreachable"}
@@ -293,7 +294,7 @@ def test_a_view_killed_in_mid_read_is_an_error_and_no_hang(remote):
         assert (reading.done(), len(server.asked)) == (False, asked)
         mount.process.kill()
         with pytest.raises(OSError):
-            reading.result(10)
+            reading.result(LONG)
 
 
 def test_a_server_with_other_bytes_is_an_io_error_and_nothing_of_them_is_seen(sealed, remote):
@@ -336,7 +337,7 @@ def test_a_process_kept_waiting_shows_one_view_and_ends_with_its_owner(sealed, k
     spare.prepare()
     waiting = spare._waiting
     waiting.stdin.close()
-    assert waiting.wait(20) == 0
+    assert waiting.wait(LONG) == 0
     waiting.stdout.close()
     with Mount.start(sealed / "b", tmp_path / "view", key, spare=spare) as mount:
         assert mount.process is not waiting

@@ -15,6 +15,7 @@ from sandbox.sealing.algorithms import SEGMENT_BYTES
 from sandbox.sealing.keys import DataKey
 from sandbox.sealing.segments import SegmentCache
 from sandbox.sealing.stream import Stream
+from tests.patience import LONG
 
 SEGMENTS = 72
 
@@ -41,7 +42,7 @@ class Sealed:
         numbers = [offset // SEGMENT_BYTES for offset, _ in spans]
         self.asked += numbers
         if self.slow in numbers:
-            assert self.gate.wait(20)
+            assert self.gate.wait(LONG)
         return [bytes(self.sealed[number]) for number in numbers]
 
 

@@ -28,6 +28,7 @@ from attestation.log.witness_server import witness_server
 from attestation.merkle import consistency_proof, leaf_hash, perfect_root, root
 from attestation.signing import SigningKey, b64encode
 from tests.attestation.log.logs import KEY, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
+from tests.patience import LONG, eventually
 
 NAME = "witness.example/w1"
 HASHES = [leaf_hash(b"%d" % number) for number in range(40)]
@@ -194,13 +195,6 @@ def asking(data: Path, places: list[WitnessPlace], least: int, client: httpx.Cli
     quorum.close()
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def test_a_log_publishes_with_its_quorum(tmp_path: Path) -> None:
     keys = [SigningKey(bytes([number]) * 32) for number in (1, 2, 3)]
     witnesses = [Witness(tmp_path / f"{number}.db", f"w{number}.example", key, [VERIFIER]) for number, key in enumerate(keys)]
@@ -252,8 +246,8 @@ def test_acknowledged_is_committed_and_published_is_witnessed(tmp_path: Path, wi
             assert (writer.health().committed, shown()) == (900, 300)
             assert writer.append(kept[299:301]) == [599, 600]
             up[0] = True
-            wait_until(lambda: shown() == 900)
-            wait_until(lambda: writer.health().waiting_seconds == 0)
+            eventually(lambda: shown() == 900)
+            eventually(lambda: writer.health().waiting_seconds == 0)
             assert [raw for _, raw in LogReader.from_dir(data).entries(300, 900)] == kept
             writer.append([leaf()])
     assert verify_log(LogReader.from_dir(data), [VERIFIER, witness.verifier]).checkpoint.size == 901
@@ -305,7 +299,7 @@ def test_a_witness_that_lies_does_not_undo_the_others(tmp_path: Path, witness: W
         for size in (1, 2):
             writer.append([leaf()])
             assert writer.health().published == size
-        wait_until(lambda: "w2" in quorum.answers and bool(quorum.answers["w2"].problem))
+        eventually(lambda: "w2" in quorum.answers and bool(quorum.answers["w2"].problem))
         assert "ValueError" not in quorum.answers["w2"].problem  # what it said is told, not how it was read
 
 
@@ -342,12 +336,13 @@ def test_a_witness_that_lies_is_not_counted(tmp_path: Path, lie: Callable[[bytes
     assert verify_log(LogReader.from_dir(data), VERIFIER).checkpoint.size == 1
 
 
-def test_a_slow_witness_keeps_nobody_waiting(tmp_path: Path, witness: Witness) -> None:
+def test_a_slow_witness_keeps_nobody_waiting(tmp_path: Path, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attestation.log.writer.PATIENCE_SECONDS", LONG)
     slow = Witness(tmp_path / "slow.db", "slow.example", SigningKey(b"\x05" * 32), [VERIFIER])
     wake = threading.Event()
 
     def sleep(raw: bytes) -> tuple[int, str]:
-        wake.wait(20)
+        wake.wait(LONG)
         return _speak(slow)(raw)
 
     data = tmp_path / "data"
@@ -357,9 +352,9 @@ def test_a_slow_witness_keeps_nobody_waiting(tmp_path: Path, witness: Witness) -
         for _ in range(3):
             writer.append([leaf()])
         assert writer.health().published == 3
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < LONG
         wake.set()
-        wait_until(lambda: all(future.done() for future in quorum._busy.values()))
+        eventually(lambda: all(future.done() for future in quorum._busy.values()))
         writer.append([leaf()])
         assert {name for name, _ in verify_log(LogReader.from_dir(data), [VERIFIER, witness.verifier, slow.verifier]).signers} == {
             ORIGIN, NAME, "slow.example"

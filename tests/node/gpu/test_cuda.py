@@ -15,6 +15,7 @@ from sandbox.node.gpu.inventory import inventory
 from sandbox.node.gpu.vram import facts_of, list_devices, wipe_device
 from sandbox.node.gpu.wiper import VramWiper
 from tests.node.gpu.machine import MIB
+from tests.patience import LONG
 
 HOLDER = """
 import sys, time
@@ -119,7 +120,7 @@ def test_a_kernel_that_hangs_meets_the_time_limit(machine):
     machine.card(hangs="scrub")
     started = time.monotonic()
     report = wipe_device(list_devices("cuda")[0], limit=3)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < LONG
     assert report.failures == ("the worker was stopped after 3 s",)
 
 
