@@ -59,12 +59,13 @@ def _restored(rig) -> None:
 def test_a_file_that_is_still_open_keeps_the_key_in_the_kernel(node_rig):
     node_rig.control.policy += b"  scratch: {kind: fscrypt}\n"
     with node_rig.running():
-        lease = node_rig.control.submit(node_rig.spec("echo x > /out/x; sleep 2"))
+        lease = node_rig.control.submit(node_rig.spec("echo x > /out/x; while [ ! -e /out/held ]; do sleep 0.1; done"))
         node_rig.control.wait(lease, LeaseState.RUNNING)
-        out = node_rig.node.folder.lease(lease.id).out / "x"
-        eventually(out.exists)
-        with out.open("rb") as file:
+        out = node_rig.node.folder.lease(lease.id).out
+        eventually((out / "x").exists)
+        with (out / "x").open("rb") as file:
             holder = subprocess.Popen(["sleep", "1000"], stdin=file)
+        (out / "held").touch()
         try:
             _quarantined(node_rig, lease, "scratch-key")
             node_rig.control.node_state = "ready"
