@@ -29,6 +29,8 @@ MAX_SIZE = 2**50
 MAX_ENTRIES = 4_000_000
 """In one bundle, for sealing and opening alike. Each takes about 200 bytes of memory while it is sealed, opened or shown."""
 _BILLION = 10**9
+MAX_MTIME_NS = 10**12 * _BILLION - 1
+"""Twelve digits of seconds, on either side of 1970."""
 _MTIME = re.compile(r"-?(?:0|[1-9]\d{0,11})\.\d{9}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _UNSAFE = re.compile(rb"(?:\A|/)\.{0,2}(?:/|\Z)|\0|[^/]{%d}" % (MAX_NAME_BYTES + 1))

@@ -11,12 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from sandbox.errors import InputError, LimitError, UnsafePathError
-from sandbox.sealing.entries import MAX_ENTRIES, Entry, Kind, check_path, shown, unsafe_links
+from sandbox.sealing.entries import MAX_ENTRIES, MAX_MTIME_NS, Entry, Kind, check_path, shown, unsafe_links
 from sandbox.sealing.table import pack, path_of, unpack
 
 _BLOCK = 512
 _SPARSE_FROM = 64 * 1024
-_STATE = struct.Struct("=QQqqq")
+_STATE = struct.Struct("=QQqQQ")
+_WORD = 2**64 - 1
 _SETTLED_NS = 20_000_000
 """Longer than the ticks by which the kernel dates changes: 4 ms, on some 10."""
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
@@ -68,7 +69,8 @@ class Scan:
 def state_of(status: os.stat_result) -> bytes:
     """Return what changes when a file's bytes, names or attributes change."""
     size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-    return _STATE.pack(status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
+    # Times before 1970 and after 2554 wrap around: they are only compared, and a change by just that many years is none to fear.
+    return _STATE.pack(status.st_dev, status.st_ino, size, status.st_mtime_ns & _WORD, status.st_ctime_ns & _WORD)
 
 
 def changed(place: bytes) -> InputError:
@@ -215,6 +217,10 @@ class _Walker:
     def _entry(self, path: bytes, status: os.stat_result, target: bytes) -> Entry:
         mode = status.st_mode & 0o777
         kind = stat.S_IFMT(status.st_mode)
+        if abs(status.st_mtime_ns) > MAX_MTIME_NS:
+            raise InputError(f"{shown(path)} has a time that no bundle can hold", rule="source-time",
+                             seen=f"{status.st_mtime_ns // 10**9} seconds since 1970", wanted="at most 12 digits of seconds",
+                             fix="give it another time, for example with touch")  # fmt: skip
         if kind == stat.S_IFDIR:
             return Entry(path, Kind.DIR, mode, status.st_mtime_ns)
         if kind == stat.S_IFLNK:

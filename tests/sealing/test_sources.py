@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -153,3 +154,31 @@ def test_sealing_waits_for_the_next_tick_at_most_and_not_at_all_for_what_is_old(
     monkeypatch.setattr(scan.time, "sleep", waits.append)
     scan.settle(found)
     assert waits == pytest.approx(slept)
+
+
+@pytest.mark.parametrize("seconds", [9_300_000_000, 15_032_385_535, -2_000_000_000])
+def test_files_may_be_dated_centuries_away(tmp_path, alice, seconds):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "f").write_bytes(b"x")
+    for place in (tmp_path / "src" / "f", tmp_path / "src"):
+        os.utime(place, (seconds, seconds))
+    kept = (tmp_path / "src" / "f").stat().st_mtime_ns  # a file system with fewer years keeps the nearest
+    seal([tmp_path / "src"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    open_bundle(tmp_path / "b", tmp_path / "out", key=alice)
+    assert (tmp_path / "out" / "f").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("seconds", [10**12, -(10**12)])
+def test_a_time_that_no_index_can_hold_is_refused_by_name(tmp_path, monkeypatch, alice, seconds):
+    (tmp_path / "f").write_bytes(b"x")
+    lstat = os.lstat
+
+    def dated(place):
+        found = lstat(place)
+        kept = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**kept | {"st_mtime_ns": seconds * 10**9})
+
+    monkeypatch.setattr(scan, "os", Os("lstat", dated))
+    with pytest.raises(InputError, match="f has a time that no bundle can hold"):
+        seal([tmp_path / "f"], tmp_path / "b", recipients=[alice.public], signer=alice.signing_key)
+    assert names(tmp_path) == ["f"]
