@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from sandbox.control.api import audit, bundles, health, leases, nodes, people, policies, problems, uploads
 from sandbox.control.api.bounds import BoundedBodies, Counted
+from sandbox.control.api.tus import Tus
 from sandbox.control.core import Control
 from sandbox.control.web.pages import console_router
 
@@ -32,6 +33,7 @@ def create_app(control: Control) -> FastAPI:
     problems.install(app)
     app.add_middleware(BoundedBodies)
     app.add_middleware(Counted, metrics=control.metrics)
+    app.add_middleware(Tus)
     return app
 
 

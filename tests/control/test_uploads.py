@@ -9,7 +9,9 @@ import os
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -153,6 +155,27 @@ def test_refusals_by_header(house: House) -> None:
         (customer.send("/v1/uploads/upload-" + "0" * 32, 0, b"x"), 404, "not-found"),
     ]
     assert [(answer.status_code, code(answer)) for answer, *_ in cases] == [(status, word) for _, status, word in cases]
+    # tus wants its version on every answer, and the versions that would do where another was asked for.
+    assert {answer.headers.get("tus-resumable") for answer, *_ in cases} == {"1.0.0"}
+    assert [answer.headers.get("tus-version") for answer, *_ in cases] == ["1.0.0" if s == 412 else None for _, s, _ in cases]
+    assert house.http.head(place, headers=TUS).headers["tus-resumable"] == "1.0.0"  # without a token
+    assert "tus-resumable" not in customer.get("/v1/bundles").headers
+
+
+def test_methods_that_a_proxy_does_not_let_through_come_as_post(house: House) -> None:
+    customer = house.customer()
+    bundle = bundle_of(house, customer)
+    place = place_of(customer, bundle)
+    body = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+
+    def post(method: str, **named: Any) -> httpx.Response:
+        return customer.call("POST", place, headers={**TUS, "X-HTTP-Method-Override": method, **named.pop("headers", {})}, **named)
+
+    assert post("PATCH", headers=body, content=bundle.raw[:5000]).headers["upload-offset"] == "5000"
+    assert post("HEAD").headers["upload-offset"] == "5000"
+    assert post("PUT").status_code == 405
+    assert post("DELETE").status_code == 204
+    assert customer.call("HEAD", place, headers=TUS).status_code == 404
 
 
 def test_a_checksum_is_all_or_nothing(house: House) -> None:

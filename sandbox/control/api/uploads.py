@@ -16,22 +16,21 @@ from fastapi.concurrency import run_in_threadpool
 
 from sandbox.control import uploads
 from sandbox.control.api.auth import ControlDep, Reader
+from sandbox.control.api.tus import PREFIX, VERSION
 from sandbox.control.errors import OffsetError, UploadError
 from sandbox.control.joining import join
 from sandbox.control.receiving import Checksum, receive
 from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest
 
-VERSION = "1.0.0"
 MAX_METADATA_CHARS = 4096
 MAX_PARTS = 64
 _ALGORITHMS = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha512": hashlib.sha512}  # sha1 is what tus demands of every server
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _LEASE = re.compile(r"lease-[0-9a-f]{32}")
 _UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
-_TUS = {"Tus-Resumable": VERSION}
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix=PREFIX, tags=["uploads"])
 UploadId = Annotated[str, Path(pattern=rf"^{_UPLOAD.pattern}$")]
 
 
@@ -42,7 +41,6 @@ def options(control: ControlDep) -> Response:
     return Response(
         status_code=204,
         headers={
-            **_TUS,
             "Tus-Version": VERSION,
             "Tus-Extension": "creation,termination,checksum,expiration,concatenation",
             "Tus-Max-Size": str(control.settings.limits.bundle_bytes),
@@ -71,7 +69,7 @@ def create(request: Request, control: ControlDep, caller: Reader) -> Response:
         with control.uploading.hold(upload.id):
             uploads.finish(control, upload.id)
     headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": str(upload.offset)}
-    return Response(status_code=201, headers={**_TUS, **headers})
+    return Response(status_code=201, headers=headers)
 
 
 @router.head("/{upload}")
@@ -95,7 +93,7 @@ def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader
         headers["Upload-Concat"] = "partial"
     elif found.parts:
         headers["Upload-Concat"] = "final;" + " ".join(f"/v1/uploads/{part}" for part in found.parts)
-    return Response(status_code=200, headers={**_TUS, **headers})
+    return Response(status_code=200, headers=headers)
 
 
 @router.patch("/{upload}", status_code=204)
@@ -131,7 +129,7 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
             return Response(status_code=400)  # nobody is there to read it
         if received.offset == found.size and not found.is_part:
             await run_in_threadpool(uploads.finish, control, upload)
-    return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(received.offset), "Upload-Expires": expires})
+    return Response(status_code=204, headers={"Upload-Offset": str(received.offset), "Upload-Expires": expires})
 
 
 @router.delete("/{upload}", status_code=204)
@@ -141,7 +139,7 @@ def terminate(upload: UploadId, request: Request, control: ControlDep, caller: R
     with control.uploading.hold(upload):
         uploads.find(control, caller, upload)
         uploads.drop(control, upload)
-    return Response(status_code=204, headers=_TUS)
+    return Response(status_code=204)
 
 
 def _require_version(request: Request) -> None:
