@@ -18,9 +18,9 @@ from sandbox.cli.stored import Stored, StoredArgument, find, mountable, opened
 from sandbox.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from sandbox.sealing.mount import Mount, Remote
+    from sandbox.sealing.mount import Mount, Problem, Remote
 
 LOOK_SECONDS = 0.2
 
@@ -69,17 +69,23 @@ def _show(place: Path | Stored, folder: Path, start: Callable[[Path | Remote, Pa
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    told = 0
+
+    def tell(problems: Sequence[Problem]) -> None:
+        nonlocal told
+        for problem in problems[told:]:
+            out.warn(f"{problem.get('path', place)}: {problem.get('message', 'a read failed')}")
+            told += 1
+
     with mountable(place) as bundle, start(bundle, folder) as mounted:
         out.emit(
             {"bundle": str(place), "path": str(folder), "entries": files}, f"{folder}  {counted(files, 'entry', 'entries')}, read-only"
         )
         out.say("Ctrl-C unmounts it")
-        told = 0
         while not ended.wait(LOOK_SECONDS) and mounted.process.poll() is None:
-            for problem in mounted.problems[told:]:
-                out.warn(f"{problem.get('path', place)}: {problem.get('message', 'a read failed')}")
-                told += 1
+            tell(mounted.problems)
         if not ended.is_set() and (how := mounted.crash()):
             raise InputError(f"{folder} is no view any more: {how}", rule="mount", seen=how, wanted="a view until it is unmounted",
                              fix="mount it again; if it ends again, open the bundle instead")  # fmt: skip
+    tell(mounted.problems)  # all of them are there once it has stopped
     out.say(f"unmounted {folder}")

@@ -67,6 +67,20 @@ def test_a_view_that_ends_by_itself_is_a_failure_and_is_unmounted(person, tmp_pa
     assert str(tmp_path / "mnt") not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_a_read_that_fails_just_before_the_end_is_told(person, tmp_path):
+    raw = bytearray((tmp_path / "x.sealed").read_bytes())
+    raw[2_500_000] ^= 1
+    (tmp_path / "x.sealed").write_bytes(raw)
+    mounting = _started(person, tmp_path)
+    try:
+        with pytest.raises(OSError, match="Input/output error"):
+            (tmp_path / "mnt" / "weights.bin").read_bytes()
+    finally:
+        code = mounting.stop(signal.SIGINT)
+    assert code == 0, mounting.text()
+    assert mounting.text().count("weights.bin: segment 2 does not verify") == 1
+
+
 def test_a_view_that_somebody_unmounts_is_no_failure(person, tmp_path):
     mounting = _started(person, tmp_path)
     try:
