@@ -7,6 +7,7 @@ uploaded. An upload counts as done once the server shows the bundle, and not whe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,16 @@ class _Upload:
 
     def _begin(self) -> list[Range]:
         cuts = self._cuts() if self._size >= PARALLEL_BYTES and self._server_joins() else [(0, self._size)]
-        ranges = [Range(self._create(end - start, part=len(cuts) > 1), start, end, there=0) for start, end in cuts]
+        ranges: list[Range] = []
+        try:
+            for start, end in cuts:
+                ranges.append(Range(self._create(end - start, part=len(cuts) > 1), start, end, there=0))
+        except SealrigError:
+            # Room for some parts is of no use: kept, it would count as the tenant's until they expire.
+            for part in ranges:
+                with contextlib.suppress(SealrigError):
+                    self._client.request("DELETE", part.location, headers=TUS)
+            raise
         self._state.remember_upload(self._client.base, self._digest, " ".join(part.location for part in ranges))
         return ranges
 

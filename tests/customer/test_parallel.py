@@ -155,6 +155,25 @@ def test_what_was_joined_and_given_up_is_not_sent_again(control, state, bundle):
     assert control.received == path.stat().st_size
 
 
+def test_parts_that_were_begun_are_given_up_where_another_is_refused(control, state, bundle):
+    path, digest = bundle
+    given_up = []
+
+    def third_too_many(request):
+        if request.method == "POST" and len(control.uploads) == 2:
+            return problem(413, "limit-exceeded", "the tenant's space is used up")
+        if request.method == "DELETE":
+            given_up.append(request.url.path)
+            return httpx.Response(204)
+        return None
+
+    control.fault = third_too_many
+    with pytest.raises(InputError, match="used up"):
+        push(control.client(), path, state)
+    assert given_up == ["/v1/uploads/u0", "/v1/uploads/u1"]
+    assert state.upload(URL, digest) is None
+
+
 def test_a_refusal_on_one_line_ends_all(control, state, bundle):
     path, _ = bundle
     refused = threading.Event()
