@@ -103,8 +103,8 @@ def test_a_server_at_work_is_waited_for_beyond_all_patience(control, state, bund
 
     control.fault = at_work
     client = control.client(patience=0)
-    client.sleep = lambda seconds: (control.slept.append(seconds), time.sleep(0.02))
-    done = push(client, path, state, patience=0.2)
+    client.sleep = lambda seconds: (control.slept.append(seconds), time.sleep(0.1))
+    done = push(client, path, state, patience=1.5)
     assert (done.sent, left) == (path.stat().st_size, [0])
     assert control.received == path.stat().st_size
 
