@@ -17,7 +17,7 @@ EXIT_INTERRUPTED = 130
 # The module that a missing extra leaves out, and the extra that brings it.
 _EXTRAS = {
     "docker": "node", "pynvml": "node", "fastapi": "server", "starlette": "server", "uvicorn": "server", "sqlalchemy": "server",
-    "alembic": "server", "obstore": "server", "prometheus_client": "server", "cuda": "nvidia", "pyopencl": "opencl",
+    "alembic": "server", "obstore": "server", "prometheus_client": "server", "cuda": "nvidia", "numpy": "nvidia", "pyopencl": "opencl",
     "mfusepy": "mount",
 }  # fmt: skip
 _ORDER = ("rule", "seen", "wanted", "fix")
