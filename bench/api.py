@@ -198,4 +198,4 @@ def _median(count: int, work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main("api", measure, sys.argv[1:]))
+    sys.exit(main("api", measure, sys.argv[1:], about=__doc__))

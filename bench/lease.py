@@ -1,4 +1,7 @@
-"""A lease with a 200 MB bundle: time per step, and what it costs beyond the job, against a bare ``docker run`` of the same."""
+"""A lease with a 200 MB bundle: time per step, and what it costs beyond the job, against a bare ``docker run`` of the same.
+
+``python -m bench.lease [--json]``. Needs root and a Docker Engine.
+"""
 
 from __future__ import annotations
 
@@ -87,4 +90,4 @@ def _bare(url: str, story: Story) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("lease", measure, sys.argv[1:]))
+    raise SystemExit(main("lease", measure, sys.argv[1:], about=__doc__))

@@ -85,4 +85,4 @@ def _median(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("receipt", measure, sys.argv[1:]))
+    raise SystemExit(main("receipt", measure, sys.argv[1:], about=__doc__))

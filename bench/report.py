@@ -77,8 +77,14 @@ def document(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {"bench": name, "machine": machine(), "rows": [row.document() for row in rows]}
 
 
-def main(name: str, measure: Callable[[], Sequence[Row]], words: Sequence[str]) -> int:
-    """Measure and print, as ``--json`` or as lines. Exit 1 where a goal is not met."""
+def main(name: str, measure: Callable[[], Sequence[Row]], words: Sequence[str], *, about: str | None = None) -> int:
+    """Measure and print, as ``--json`` or as lines. Exit 1 where a goal is not met.
+
+    ``about`` is what ``--help`` prints instead; None where ``measure`` reads its own options.
+    """
+    if about is not None and {"-h", "--help"} & set(words):
+        print(about.strip())
+        return 0
     rows = measure()
     if "--json" in words:
         print(json.dumps(document(name, rows), indent=2, ensure_ascii=False))

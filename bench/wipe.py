@@ -1,8 +1,8 @@
 """How fast each GPU is overwritten and compared, against a copy within the device in the same run, and how much of it was reached.
 
-One command on a rig: ``./dev bench wipe``. Goals hold for cards only. Where there is no GPU, an OpenCL driver on the processor (PoCL) takes
-its place, beside the C library's memcpy; that measures the code path, not a card. ``--device UUID`` measures one device;
-``POCL_MEMORY_LIMIT=1`` keeps PoCL's device at 1 GiB.
+One command on a rig: ``./dev bench wipe [--device UUID] [--json]``. Goals hold for cards only. Where there is no GPU, an OpenCL driver on
+the processor (PoCL) takes its place, beside the C library's memcpy; that measures the code path, not a card. ``--device UUID`` measures
+one device; ``POCL_MEMORY_LIMIT=1`` keeps PoCL's device at 1 GiB.
 """
 
 from __future__ import annotations
@@ -111,4 +111,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--rates"]:
         print("\n".join(f"{name}={rate}" for name, rate in rates_of(*sys.argv[2:4]).items()))
         raise SystemExit(0)
-    raise SystemExit(main("wipe", lambda: measure(_wanted(sys.argv[1:])), sys.argv[1:]))
+    raise SystemExit(main("wipe", lambda: measure(_wanted(sys.argv[1:])), sys.argv[1:], about=__doc__))

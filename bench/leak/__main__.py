@@ -113,4 +113,4 @@ def _wanted(words: Sequence[str]) -> str | None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("leak", lambda: measure(_wanted(sys.argv[1:])), sys.argv[1:]))
+    raise SystemExit(main("leak", lambda: measure(_wanted(sys.argv[1:])), sys.argv[1:], about=__doc__))

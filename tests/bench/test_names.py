@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,12 @@ def test_one_missed_goal_or_killed_bench_is_seen(outcomes, words, code, capsys):
 def test_a_bench_that_is_not_there_is_named(capsys):
     assert benches.main(["verifying"]) == 2
     assert "no bench called verifying; there are: api, audit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", benches.NAMES)
+def test_every_bench_says_what_it_measures_and_takes_without_measuring(name, capfd):
+    assert benches.main([name, "--help"]) == 0
+    said = capfd.readouterr()
+    assert "--json" in said.out
+    assert re.search(rf"bench[ .]{name}\b", said.out)
+    assert "MISSED" not in said.out
