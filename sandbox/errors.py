@@ -23,7 +23,8 @@ The tree, with the stable code of each class (codes are part of the HTTP and ``-
     │   ├── DriftError              launch-drift           the engine made something other than the plan
     │   └── ImageError              image-unavailable      the image is not on this node
     ├── ScratchError                scratch                scratch space could not be made or destroyed
-    └── WipeError                   wipe-unproven          a wipe step could not be proven
+    ├── WipeError                   wipe-unproven          a wipe step could not be proven
+    └── WaitError                   timed-out              what was waited for did not happen in time (exit 124)
 
 Each carries, where it applies, the rule, the value seen, the value wanted and the fix, so that a refusal can be acted on.
 Messages and details never contain key material or plaintext.
@@ -187,3 +188,10 @@ class WipeError(SealrigError):
     """A step of the wipe could not be proven."""
 
     code = "wipe-unproven"
+
+
+class WaitError(SealrigError):
+    """What was waited for did not happen within the time that was given."""
+
+    code = "timed-out"
+    http_status = 504

@@ -2,7 +2,7 @@
 
 A command asks for ``console()`` and uses ``say``, ``progress``, ``emit`` and ``fail``; it raises ``SealrigError`` (or the errors of
 the policy and attestation packages) for everything else. ``run`` is the only place that turns errors into words and exit codes:
-0 done, 1 refused or failed, 2 usage, 130 interrupted. No traceback is shown without ``--debug``.
+0 done, 1 refused or failed, 2 usage, 124 timed out, 130 interrupted. No traceback is shown without ``--debug``.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Console:
             bar.stop()
 
     def fail(self, document: Mapping[str, object], error: Exception) -> NoReturn:
-        """End the command with exit code 1: the document (plus ``error``) with ``--json``, the error's words on stderr."""
+        """End the command with the error's exit code: the document (plus ``error``) with ``--json``, the error's words on stderr."""
         raise Failed(document, error)
 
     def report(self, problem: Problem, document: Mapping[str, object] | None = None) -> None:
@@ -202,8 +202,9 @@ def run(command: Callable[[Sequence[str]], object], args: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except Failed as failed:
         _trace(here)
-        here.report(problem_of(failed.error), failed.document)
-        return EXIT_REFUSED
+        problem = problem_of(failed.error)
+        here.report(problem, failed.document)
+        return problem.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell, and the interpreter must not try again at exit.
         sys.stdout = None  # the documented way to stop the flush at exit

@@ -39,12 +39,15 @@ PassphraseOption = Annotated[
 
 
 @contextmanager
-def client(server: str | None, *, needs_token: bool = True) -> Iterator[Client]:
-    """Open a client for ``--server`` or the settings. Raises ``UsageError`` where there is no address or no token."""
+def client(server: str | None, *, needs_token: bool = True, patience: float | None = None) -> Iterator[Client]:
+    """Open a client for ``--server`` or the settings, which tries ``patience`` seconds for an answer.
+
+    Raises ``UsageError`` where there is no address or no token.
+    """
     from sandbox.customer.client import Client
 
     address, token = server_and_token(server, needs_token=needs_token)
-    with Client(address, token or None, waiting=console().say) as opened:
+    with Client(address, token or None, patience=patience, waiting=console().say) as opened:
         yield opened
 
 

@@ -10,6 +10,7 @@ import typer
 
 from sandbox.cli.console import console, counted, shown
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, TrustOption, client, identity, state, trust_file
+from sandbox.cli.following import Deadline, followed
 from sandbox.lifecycle import TERMINAL, LeaseState, Outcome
 
 if TYPE_CHECKING:
@@ -44,16 +45,8 @@ def show(lease: LeaseArgument, server: ServerOption = None) -> None:
 def watch(lease: LeaseArgument, server: ServerOption = None) -> None:
     """Follow a lease until it ends. Exit code 1 if its job did not succeed or its wipe was not proven."""
     out = console()
-    seen = 0
     with client(server) as control:
-        info = control.lease(checked(lease))
-        while True:
-            for step in info.history[seen:]:
-                out.say(f"{shown(step.at)}  {step.state.value:<11} {step.detail}".rstrip())
-            seen = len(info.history)
-            if info.state in TERMINAL:
-                break
-            info = control.lease(lease, since=info.state)
+        *_, info = followed(control, checked(lease), Deadline())
     error = end_error(info)
     if error is not None:
         out.fail(info.model_dump(mode="json"), error)

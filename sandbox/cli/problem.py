@@ -12,7 +12,10 @@ from sandbox.cli.plain import plain
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+EXIT_TIMED_OUT = 124
+"""As ``timeout`` of GNU coreutils ends."""
 EXIT_INTERRUPTED = 130
+_EXIT_CODES = {"usage": EXIT_USAGE, "timed-out": EXIT_TIMED_OUT}
 
 # The module that a missing extra leaves out, and the extra that brings it.
 _EXTRAS = {
@@ -67,7 +70,7 @@ def problem_of(error: BaseException) -> Problem:
     code = getattr(error, "code", None)
     if isinstance(code, str) and hasattr(error, "details"):
         details = _details(error)
-        return Problem(code, str(error), details, EXIT_USAGE if code == "usage" else EXIT_REFUSED)
+        return Problem(code, str(error), details, _EXIT_CODES.get(code, EXIT_REFUSED))
     if isinstance(error, ModuleNotFoundError) and error.name and (extra := _EXTRAS.get(error.name.partition(".")[0])):
         return Problem(
             "missing-extra",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, cast
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from attestation.canonical import canonical_json, sha256_digest
 from attestation.log.leaf import DocumentRef
 from attestation.signing import Envelope, VerifyKey, b64encode
 from sandbox.control.access import Caller
@@ -20,6 +22,8 @@ from sandbox.errors import AccessError, NotFoundError, StateError
 from sandbox.lifecycle import ON_NODE, LeaseState, Outcome
 from sandbox.wire import Assignment, Capacity, NodeInfo, NodeRegistration, PollAnswer, PollRequest
 
+CHANGED = "nodes"
+"""The bell's topic of all nodes' states."""
 _HELD = [state.value for state in ON_NODE]
 SEEN_EVERY_SECONDS = 5
 """How often ``last_seen`` is written, so that idle polling costs no disk."""
@@ -53,7 +57,7 @@ def register(control: Control, caller: Caller, node_id: str, registration: NodeR
             )
         else:
             session.execute(update(NodeRow).where(NodeRow.id == node_id).values(last_seen=at, stale=False, **said))
-    control.acknowledge("queue", f"node:{node_id}")
+    control.acknowledge("queue", f"node:{node_id}", CHANGED)
 
 
 def _bind_token(session: Session, caller: Caller, node_id: str, at: datetime) -> None:
@@ -93,6 +97,8 @@ def take_work(control: Control, caller: Caller, node_id: str, request: PollReque
     if stale or (at - seen).total_seconds() >= SEEN_EVERY_SECONDS:
         with control.database.write() as session:
             session.execute(update(NodeRow).where(NodeRow.id == node_id).values(last_seen=at, stale=False))
+    if stale:
+        control.bell.ring(CHANGED)
     placed = place(control, node_id, request.gpus) if request.accepting else []
     if placed:
         control.acknowledge("waiting", *placed)
@@ -123,6 +129,11 @@ def list_nodes(control: Control, caller: Caller) -> list[NodeInfo]:
     """Return all nodes; of their leases only those that the caller may see."""
     with control.database.read() as session:
         return [_info(session, caller, row) for row in session.scalars(select(NodeRow).order_by(NodeRow.registered_at, NodeRow.id))]
+
+
+def mark(found: Sequence[NodeInfo]) -> str:
+    """Return a name of where these nodes stand: their states and why, not when they were seen or what they have."""
+    return sha256_digest(canonical_json([[node.id, node.state, node.detail] for node in found]))
 
 
 def show_node(control: Control, caller: Caller, node_id: str) -> NodeInfo:
@@ -169,7 +180,7 @@ def _change(control: Control, caller: Caller, node_id: str, state: str, detail: 
         if row is None:
             raise no_node(node_id)
         set_node_state(control, session, row, state, detail, actor=caller.token)
-    control.acknowledge("queue", f"node:{node_id}")
+    control.acknowledge("queue", f"node:{node_id}", CHANGED)
 
 
 def set_node_state(

@@ -32,7 +32,7 @@ from sandbox.control.admission import admit_again
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, LeaseRow, NodeRow, ReportRow, TransitionRow
 from sandbox.control.grading import grade
-from sandbox.control.nodes import own_node, set_node_state
+from sandbox.control.nodes import CHANGED, own_node, set_node_state
 from sandbox.control.story import ask_end, no_lease, require_state
 from sandbox.control.transitions import DSSE, PLAN_MEDIA, advance, keep, keep_report
 from sandbox.errors import InputError, StateError
@@ -68,7 +68,7 @@ def take_report(control: Control, caller: Caller, node_id: str, lease_id: str, e
             _STEPS[report.state](said, lease)
         elif report.state is S.QUARANTINED:
             _make_good(said, lease)
-    control.acknowledge(lease_id, f"node:{node_id}", "queue", "waiting")
+    control.acknowledge(lease_id, f"node:{node_id}", "queue", "waiting", CHANGED)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sandbox.control import uploads
 from sandbox.control.bundles import collect_garbage
 from sandbox.control.core import Control
 from sandbox.control.database.models import LeaseRow, NodeRow
+from sandbox.control.nodes import CHANGED
 from sandbox.control.story import expire
 from sandbox.errors import SealrigError
 
@@ -83,4 +84,5 @@ def sweep_nodes(control: Control) -> None:
     if due:
         with control.database.write() as session:
             session.execute(update(NodeRow).where(*silent).values(stale=True))
+        control.bell.ring(CHANGED)
         logger.warning("nodes not heard of", nodes=due)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from attestation.canonical import canonical_json, sha256_digest
 from attestation.signing import Envelope, b64encode
-from sandbox.customer.http import Connection
+from sandbox.customer.http import MAX_PROBLEM_BYTES, Connection
 from sandbox.errors import InputError, NotFoundError, ServerError
 from sandbox.lifecycle import LeaseState
 from sandbox.wire import (
@@ -190,6 +190,18 @@ class Client(Connection):
         """Return the nodes."""
         return self._list("/v1/nodes", _NODES)
 
+    def changed_nodes(self, *, mark: str = "", wait: float = 0) -> tuple[str, list[NodeInfo]]:
+        """Return the nodes and a mark of where they stand; with the last answer's ``mark``, wait at most ``wait`` seconds for another."""
+        answer = self.request("GET", "/v1/nodes", params={"mark": mark, "wait": wait}, wait=wait)
+        found, now = _parsed(answer.body, _NODES), answer.headers.get("etag", "").strip('"')
+        if not now and mark:  # a server from before this question answers at once, and gives no mark
+            self.sleep(min(wait, LIST_SECONDS))
+        return now or "unmarked", found
+
+    def ready(self) -> None:
+        """Return once the server answers that it takes requests: asked again for as long as this client's patience lasts."""
+        self.request("GET", "/readyz", max_bytes=MAX_PROBLEM_BYTES)
+
     def node(self, node: str) -> NodeInfo:
         """Return one node."""
         return self.request("GET", f"/v1/nodes/{_part(node)}").model(NodeInfo)
@@ -215,17 +227,22 @@ class Client(Connection):
         return self.request("POST", f"/v1/subjects/{_part(subject)}/erase").model(ErasureInfo)
 
     def _list(self, path: str, adapter: TypeAdapter[list[_T]], params: dict[str, str | int | float] | None = None) -> list[_T]:
-        try:
-            return adapter.validate_json(self.request("GET", path, params=params).body, extra="ignore")
-        except ValidationError as error:
-            first = cast("dict[str, Any]", error.errors(include_url=False, include_input=False)[0])
-            raise ServerError(
-                "the server's answer is not as agreed",
-                rule="wire",
-                seen=str(first["msg"])[:300],
-                wanted="the messages of this version",
-                fix="use the same version of sealrig on both sides",
-            ) from error
+        return _parsed(self.request("GET", path, params=params).body, adapter)
+
+
+def _parsed(body: bytes, adapter: TypeAdapter[list[_T]]) -> list[_T]:
+    """Parse a list. Raises ``ServerError`` where it is not as agreed; what a newer server adds is passed over."""
+    try:
+        return adapter.validate_json(body, extra="ignore")
+    except ValidationError as error:
+        first = cast("dict[str, Any]", error.errors(include_url=False, include_input=False)[0])
+        raise ServerError(
+            "the server's answer is not as agreed",
+            rule="wire",
+            seen=str(first["msg"])[:300],
+            wanted="the messages of this version",
+            fix="use the same version of sealrig on both sides",
+        ) from error
 
 
 def _part(name: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from sandbox.control import incidents, logs, nodes, qualifications, reports, views
 from sandbox.control.api.auth import AnyCaller, ControlDep, NodeCaller, Operator, Person
-from sandbox.control.api.leases import envelope
+from sandbox.control.api.leases import Wait, envelope
 from sandbox.errors import LimitError
 from sandbox.model import LeaseId, NodeId
 from sandbox.wire import (
@@ -32,9 +32,22 @@ _NOTHING = PollAnswer(assignments=(), node_state="ready")
 
 
 @router.get("")
-def list_nodes(control: ControlDep, caller: Person) -> list[NodeInfo]:
-    """List nodes; of their leases only those that the caller may see."""
-    return nodes.list_nodes(control, caller)
+async def list_nodes(
+    control: ControlDep, caller: Person, response: Response, wait: Wait = 0, mark: Annotated[str, Query(max_length=80)] = ""
+) -> list[NodeInfo]:
+    """List nodes; of their leases only those that the caller may see.
+
+    The header ``ETag`` names where all of them stand; with ``wait`` and the last answer's as ``mark``, wait until it is another.
+    """
+
+    async def others() -> list[NodeInfo] | None:
+        found = await run_in_threadpool(nodes.list_nodes, control, caller)
+        return found if nodes.mark(found) != mark else None
+
+    found = await control.bell.wait_for((nodes.CHANGED,), others, wait)
+    listed = found if found is not None else await run_in_threadpool(nodes.list_nodes, control, caller)
+    response.headers["ETag"] = f'"{nodes.mark(listed)}"'
+    return listed
 
 
 @router.get("/{node}")
