@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from engine import ensure_engine
@@ -21,6 +23,7 @@ USAGE = """usage: ./dev COMMAND
   test [PYTEST OPTIONS]        set up, then run every test that needs no GPU, with coverage
   lint                         ruff, mypy, import contracts
   bench [NAME] [--json]        measure against named peers: seal lazy lease audit receipt wipe leak api
+  env                          set up, then print for a shell where sealrig is: eval "$(./dev env)"
   fmt                          format and mend what can be mended
   up                           control plane and one node, in the foreground
   vm [SYSTEM] WORDS            the demo or chosen tests in a virtual machine with a Debian of its own; says more without WORDS
@@ -87,6 +90,21 @@ def up(words: Sequence[str]) -> int:
     return run(prefix_root([str(_bin("python")), "-m", "sandbox.cli.demo.up", *words]), env=_environment())
 
 
+def env(words: Sequence[str]) -> int:
+    """Print what makes a shell find ``sealrig``, its tools and the engine. All else goes to stderr: the shell runs what is on stdout."""
+    _no_words("env", words)
+    with ExitStack() as back:
+        out = os.dup(1)
+        back.callback(os.close, out)
+        os.dup2(2, 1)
+        back.callback(os.dup2, out, 1)
+        _machine()
+    path = [str(_bin("")), *os.environ.get("PATH", "").split(":"), "/usr/sbin", "/sbin"]
+    wanted = {"PATH": ":".join(dict.fromkeys(filter(None, path))), "DOCKER_HOST": os.environ.get("DOCKER_HOST", "")}
+    sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in wanted.items() if value)
+    return 0
+
+
 def vm(words: Sequence[str]) -> int:
     """Run the demo or chosen tests in a virtual machine: another kernel, engine and Python than this machine's."""
     for tool, package in VM_TOOLS.items():
@@ -103,6 +121,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "test": test,
     "lint": lint,
     "bench": bench,
+    "env": env,
     "fmt": fmt,
     "up": up,
     "vm": vm,

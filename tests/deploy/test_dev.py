@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import importlib.util
 import json
+import os
 import socketserver
 import subprocess
 import sys
@@ -180,3 +182,29 @@ def test_packages_for_node_are_fetched_once_as_their_lock_file_says(monkeypatch,
     monkeypatch.setattr(node, "find", lambda _name: None)
     with pytest.raises(system.Refusal, match="npm is missing"):
         node.ensure_node_packages(tmp_path)
+
+
+def test_a_shell_takes_up_the_environment_and_nothing_else_that_was_printed(monkeypatch, capfd, tmp_path):
+    place = importlib.util.spec_from_file_location("dev_commands", ROOT / "deploy" / "dev" / "__main__.py")
+    commands = importlib.util.module_from_spec(place)
+    place.loader.exec_module(commands)
+
+    def machine():
+        os.environ["DOCKER_HOST"] = "unix:///run/it's here.sock"
+        subprocess.run(["echo", f"touch {tmp_path}/ran"], check=True)
+
+    monkeypatch.setenv("DOCKER_HOST", "")
+    monkeypatch.setattr(commands, "_machine", machine)
+    monkeypatch.setattr(commands, "ROOT", tmp_path / "a clone")
+    assert commands.env([]) == 0
+    said = capfd.readouterr()
+    assert said.err == f"touch {tmp_path}/ran\n"
+    shell = f'{said.out}echo "$DOCKER_HOST"; echo "$PATH"'
+    done = subprocess.run(["/bin/sh", "-c", shell], env={"PATH": "/bin"}, capture_output=True, text=True, check=True)
+    host, path = done.stdout.splitlines()
+    assert host == "unix:///run/it's here.sock"
+    assert path.split(":")[0] == f"{tmp_path}/a clone/.venv/bin"
+    assert set(os.environ["PATH"].split(":")) <= set(path.split(":"))
+    monkeypatch.setenv("PATH", path)
+    assert commands.env([]) == 0
+    assert capfd.readouterr().out == said.out
