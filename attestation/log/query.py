@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -10,6 +10,8 @@ from typing import NamedTuple
 from attestation.log.leaf import Leaf
 from attestation.log.reader import LogReader
 from attestation.log.tiles import TILE_WIDTH
+
+Progress = Callable[[int, int], None]
 
 
 class Found(NamedTuple):
@@ -50,11 +52,16 @@ class Query:
             and (self.until is None or leaf.occurred_at < self.until)
         )
 
-    def run(self, reader: LogReader, *, newest_first: bool = False, start: int = 0, end: int | None = None) -> Iterator[Found]:
-        """Yield what matches among entries ``start`` up to ``end`` of the published tree. Raises ``LogError``."""
+    def run(
+        self, reader: LogReader, *, newest_first: bool = False, start: int = 0, end: int | None = None, progress: Progress | None = None
+    ) -> Iterator[Found]:
+        """Yield what matches among entries ``start`` up to ``end`` of the published tree. Raises ``LogError``.
+
+        ``progress`` is told how many of them were looked at, and how many there are.
+        """
         size = reader.size()
         end = size if end is None else min(end, size)
-        needles = self._needles()
+        needles, looked = self._needles(), 0
         numbers = range(start // TILE_WIDTH, -(-end // TILE_WIDTH))
         for number in reversed(numbers) if newest_first else numbers:
             rows = list(enumerate(reader.bundle(number, size), start=number * TILE_WIDTH))
@@ -63,6 +70,9 @@ class Query:
                     leaf = Leaf.from_bytes(raw)
                     if self._matches(leaf):
                         yield Found(index, raw, leaf)
+            looked += min(end, (number + 1) * TILE_WIDTH) - max(start, number * TILE_WIDTH)
+            if progress is not None:
+                progress(looked, end - start)
 
 
 def find_id(reader: LogReader, text: str) -> Found | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -124,13 +125,16 @@ def export_(
             "--json needs --out", rule="export-out", seen="entries and one document on stdout", wanted="-o FILE", fix="add -o FILE"
         )
     query = _query(since, until, kind, actor, tenant, node, lease, outcome, text)
-    lines = export(_head(reader).origin, query.run(reader), form)
     here.say(_UNPROVEN)
-    if out is None:
-        for line in lines:
-            typer.echo(line)
-        return
-    count = _write_new(out, lines)
+    with here.progress("exporting", "entries") as progress:
+        # No bar among the lines, where both go to one terminal.
+        told = None if out is None and sys.stdout.isatty() else progress
+        lines = export(_head(reader).origin, query.run(reader, progress=told), form)
+        if out is None:
+            for line in lines:
+                typer.echo(line)
+            return
+        count = _write_new(out, lines)
     here.emit(
         {"file": out, "format": form, "entries": count, "derived": True, "proven": False},
         f"{counted(count, 'entry', 'entries')} written to {out} (derived from the log)",
@@ -182,7 +186,7 @@ def verify(
     reader = open_log(log)
     accepted = accepted_log(reader, one_key(key), trust)
     workers = len(os.sched_getaffinity(0))
-    with here.progress("verifying") as progress:
+    with here.progress("verifying", "entries") as progress:
         check = verify_log(
             reader, accepted.rules, held=held.read_text(encoding="utf-8") if held else None, progress=progress, workers=workers
         )

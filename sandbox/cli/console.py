@@ -17,16 +17,15 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, NoReturn
 
+from sandbox.cli.bars import Bar
 from sandbox.cli.plain import plain
 from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, Problem, problem_of
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all (0 where that is not known)."""
+"""Called with what is done and what there is in all (0 where that is not known), in bytes or in what the bar counts."""
 
 TABLE_WIDTH = 500
 
@@ -109,12 +108,15 @@ class Console:
             self.print(f"{name:<{width}}  {shown(value)}".rstrip())
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Progress]:
-        """Show bytes done with rate and time left, on stderr, while the block runs; silent where stderr is no terminal."""
+    def progress(self, label: str, noun: str = "") -> Iterator[Progress]:
+        """Show how much is done with rate and time left, on stderr, while the block runs; silent where stderr is no terminal.
+
+        What is counted are ``noun``, such as ``entries``; bytes without one.
+        """
         if not sys.stderr.isatty():
             yield _ignore
             return
-        bar = _Bar(label, self.rich())
+        bar = Bar(label, noun, self.rich())
         try:
             yield bar.update
         finally:
@@ -136,45 +138,6 @@ class Console:
         from rich.console import Console as RichConsole
 
         return RichConsole(stderr=stderr, width=width)
-
-
-class _Bar:
-    """A progress bar that appears with the first byte and stands when all is done, so that several steps show one after the other."""
-
-    def __init__(self, label: str, rich: RichConsole) -> None:
-        self._label, self._rich = label, rich
-        self._bars: Bars | None = None
-        self._task: TaskID | None = None
-
-    def update(self, done: int, total: int) -> None:
-        """Show ``done`` of ``total`` bytes; with all of them done the bar stands, and the next call starts another."""
-        if self._bars is None or self._task is None:
-            self._bars, self._task = self._start()
-        self._bars.update(self._task, completed=done, total=total or None)
-        if total and done >= total:
-            self.stop()
-
-    def stop(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bars is not None:
-            self._bars.stop()
-        self._bars = self._task = None
-
-    def _start(self) -> tuple[Bars, TaskID]:
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bars
-
-        bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=self._rich,
-        )
-        bars.start()
-        return bars, bars.add_task(self._label, total=None)
 
 
 _current: ContextVar[Console | None] = ContextVar("console", default=None)

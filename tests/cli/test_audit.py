@@ -1,6 +1,7 @@
 """``sealrig audit``: everything an auditor does, on a copied folder; and what the keeper of the log does to it."""
 
 import json
+import re
 import threading
 import time
 from functools import partial
@@ -17,6 +18,7 @@ from attestation.signing import SigningKey
 from sandbox.cli import main
 from tests.attestation.log.logs import KEY, NOW, ORIGIN, OTHER_KEY, VERIFIER, leaf, make_log, open_log
 from tests.attestation.log.test_tampering import LEAVES, build
+from tests.cli.test_console import Terminal
 from tests.ports import free_port
 
 KEY_FLAG = ("--key", VERIFIER.text)
@@ -191,6 +193,17 @@ def test_an_export_leaves_no_half_file(data, tmp_path, monkeypatch, capsys, prob
     monkeypatch.setattr("sandbox.cli.auditor.export", broken)
     code = main(["audit", "export", "--log", str(data), "-o", str(tmp_path / "out")])
     assert (code == 0) == (tmp_path / "out").exists() == (problem is None)
+
+
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_a_person_sees_how_many_entries_were_looked_at(data, tmp_path, monkeypatch, command):
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    words = ["-o", str(tmp_path / "out"), "--type", "lease.denied"] if command == "export" else KEY_FLAG
+    assert main(["audit", command, "--log", str(data), *words]) == 0
+    assert re.search(r"100%.*302/302.*entries", screen.getvalue()), screen.getvalue()
 
 
 def test_verify_refuses_a_changed_log(data, capsys):

@@ -200,6 +200,20 @@ def test_progress_shows_the_rate_and_the_time_left(monkeypatch):
     assert re.search(r"\d\d:\d\d", last), last
 
 
+def test_progress_of_what_is_no_bytes_names_it(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    seconds = itertools.count()
+    monkeypatch.setattr("rich.console.monotonic", lambda: float(next(seconds)))
+    with Console().progress("exporting", "entries") as exporting:
+        for done in range(1, 6):
+            exporting(done * 256, 10_000)
+    last = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue().rpartition("exporting")[2])
+    assert re.search(r"1280/10000 entries, \d+\.\d/s +(\d:)?\d\d:\d\d", last), last
+
+
 def test_what_a_command_opened_is_closed_however_it_ends():
     closed = []
 
