@@ -18,26 +18,35 @@ from sandbox.node.engine import DEFAULT_SOCKET, Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-# A program in the background has begun when this holds.
-READY = {
-    "sealrig serve": "until grep -qs '^serving' {output}; do sleep 0.1; done",
-    "sealrig node run": "until sealrig node list 2>/dev/null | grep -q ready; do sleep 0.2; done",
-    "sealrig release": "until grep -qs '^release agent' {output}; do sleep 0.1; done",
-}
+# What bash does before each command of its own, and after each that fails: the lines that tell in its output which command runs.
+TRAPS = r"""
+trap 'printf "\n\036%s\n" "${BASH_COMMAND%%$'"'\n'"'*}"' DEBUG
+trap 'printf "\n\036failed with %s: %s\n" "$?" "${BASH_COMMAND%%$'"'\n'"'*}"' ERR
+"""
+# The demo has a test of its own, and its files are laid out before the tour; all else of ./dev is the real one.
+DEV = """#!/bin/sh
+case $1 in demo) ;; *) exec {root}/dev "$@" ;; esac
+"""
 
 
-def blocks(section):
-    """(command, expected output lines) of each console block below a heading."""
-    text = README.split(f"## {section}", 1)[1].split("\n## ", 1)[0]
+def blocks(section, language):
+    """The text of each block below a heading."""
+    text = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def story(script):
+    """(command, the lines that it is said to print) of each command; the rest of a here-document goes with its command's first line."""
     found = []
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                found.append((line[2:], []))
-            elif line.startswith("> ") and found:
-                found[-1] = (f"{found[-1][0]}\n{line[2:]}", [])
-            else:
-                found[-1][1].append(line)
+    ending = None
+    for line in script.splitlines():
+        if line == ending:
+            ending = None
+        elif ending is None and line.startswith("# "):
+            found[-1][1].append(line[2:])
+        elif ending is None:
+            found.append((line, []))
+            ending = line.partition("<<")[2] or None
     return found
 
 
@@ -53,57 +62,59 @@ def normal(line):
 
 def test_two_commands_exist():
     usage = subprocess.run([ROOT / "dev", "--help"], capture_output=True, text=True, check=True).stderr
-    for command, _ in blocks("Two commands"):
-        assert re.search(rf"^  {command.removeprefix('./dev ')}\b", usage, re.MULTILINE), command
+    (block,) = blocks("Two commands", "console")
+    for line in block.splitlines():
+        assert re.search(rf"^  {line.removeprefix('$ ./dev ')}\b", usage, re.MULTILINE), line
 
 
 @pytest.mark.docker
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_tour_prints_what_it_says(tmp_path):
-    tour = tmp_path / "tour"
-    assets.write_weights(tour / "customer" / "weights")
-    assets.write_code(tour / "customer" / "code")
-    assets.write_data(tour / "customer" / "data")
-    (tour / "operator").mkdir()
+def test_tour_runs_pasted_as_it_stands_and_prints_what_it_says(tmp_path):
+    """One bash reads the whole tour as it would from a terminal: a command that reads its input takes the following ones away."""
+    kept = tmp_path / "tour" / "demo"
+    assets.write_weights(kept / "customer" / "weights")
+    assets.write_code(kept / "customer" / "code")
+    assets.write_data(kept / "customer" / "data")
+    (kept / "operator").mkdir()
     image = ensure_image(Engine(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET))
-    (tour / "operator" / "policy.yaml").write_text(assets.POLICY.format(image=image))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SEALRIG_")}
-    env = {
-        **kept,
-        "HOME": str(tmp_path / "home"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "COLUMNS": "200",
-        "PYTHONUNBUFFERED": "1",
-    }
-    story = blocks("A tour for each of the three users")
+    (kept / "operator" / "policy.yaml").write_text(assets.POLICY.format(image=image))
+    dev = tmp_path / "dev"
+    dev.write_text(DEV.format(root=ROOT))
+    dev.chmod(0o755)
+    script = "".join(blocks("A tour for each of the three users", "sh"))
     said = tmp_path / "said"
-    said.mkdir()
+    with said.open("ab") as out:
+        shell = subprocess.Popen(
+            ["bash"], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.PIPE, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        shell.communicate(f"{TRAPS}{script}".encode(), 360)
+    finally:
+        stop(shell.pid)
 
-    script = ["set -u"]
-    for number, (command, _) in enumerate(story):
-        words, background = (command.removesuffix("&"), "&") if command.endswith("&") else (command, "")
-        # A here-document ends the line by itself; other commands are grouped so that both streams go to the same file.
-        body = f"{{ {words}\n}} > {said}/{number} 2>&1 {background}"
-        script.append(body)
-        after = next((wait for start, wait in READY.items() if command.startswith(start)), "echo $? > {output}.code")
-        script.append(after.format(output=said / str(number)))
-    with subprocess.Popen(
-        ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, start_new_session=True
-    ) as shell:
-        try:
-            shell.wait(360)
-        finally:
-            stop(shell.pid)
-
-    for number, (command, expected) in enumerate(story):
-        printed = (said / str(number)).read_text()
-        code = said / f"{number}.code"
-        assert not code.exists() or code.read_text().strip() == "0", f"$ {command}\n{printed}"
-        seen = {normal(line) for line in printed.splitlines()}
+    text = said.read_text(errors="replace")
+    told = [part.splitlines() or [""] for part in text.split("\x1e")]  # each begins with its command
+    assert [part[0] for part in told if part[0].startswith("failed with")] == [], text
+    place = 0
+    for command, expected in story(script):
+        words = command.removesuffix("&").split()[:3]
+        place = next((number for number in range(place + 1, len(told)) if told[number][0].split()[:3] == words), None)
+        assert place is not None, f"$ {command}\nnever ran:\n{text}"
+        # What goes on in the background prints beside the commands that follow.
+        printed = [line for part in (told[place:] if command.endswith("&") else told[place : place + 1]) for line in part]
+        seen = {normal(line) for line in printed}
         for line in expected:
-            assert normal(line) in seen, f"$ {command}\nthe README says:  {line}\nit printed:\n{printed}"
+            assert normal(line) in seen, f"$ {command}\nthe README says:  {line}\nit printed:\n" + "\n".join(printed)
+
+
+def environment(home):
+    """What somebody has who has just logged in: neither our settings nor our programs on PATH."""
+    programs = str(Path(sys.executable).parent)
+    path = ":".join(folder for folder in os.environ["PATH"].split(":") if folder != programs)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SEALRIG_", "PYTHON", "COVERAGE", "VIRTUAL_ENV"))}
+    return {**kept, "PATH": path, "HOME": str(home / "home"), "COLUMNS": "200"}
 
 
 def stop(session):
