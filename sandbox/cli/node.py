@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sandbox.cli.console import console, shown
+from sandbox.cli.console import Progress, console, shown
 from sandbox.cli.context import ServerOption, client, secret_line
 from sandbox.told import driver_words, gpu_words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
+    from sandbox.node.gpu.device import DeviceFacts
     from sandbox.node.gpu.erase import DeviceWipe
 
 app = typer.Typer(help="Make, run and look after nodes.")
@@ -80,9 +82,7 @@ def wipe(
 ) -> None:
     """Wipe GPU memory and prove it, device by device."""
     from sandbox.errors import NotFoundError, UsageError, WipeError
-    from sandbox.node.gpu.inventory import inventory
-    from sandbox.node.gpu.vram import list_devices, wipe_device
-    from sandbox.node.gpu.wiper import VramWiper
+    from sandbox.node.gpu.vram import list_devices
 
     if backend not in ("auto", "cuda", "opencl"):
         raise UsageError("no such backend", rule="backend", seen=backend, wanted="cuda, opencl or auto", fix="use --backend auto")
@@ -90,10 +90,8 @@ def wipe(
     here = console()
     if device is not None and not found:
         raise NotFoundError("no such device", rule="device", seen=device, wanted="a device of this node", fix="see 'sealrig node attest'")
-    # Where the node's drivers tell of a device they are asked who holds it; one that only OpenCL knows is wiped as it is.
-    known = {gpu.uuid for gpu in inventory().gpus}
-    reports = [*VramWiper().reports(tuple(facts.uuid for facts in found if facts.uuid in known))]
-    reports += [wipe_device(facts) for facts in found if facts.uuid not in known]
+    with here.progress("wiping") as progress:
+        reports = _wiped(found, progress)
     document = {"devices": [report.model_dump(mode="json") for report in reports]}
     failed = [report for report in reports if not report.ok]
     if failed:
@@ -111,6 +109,35 @@ def wipe(
         document,
         lambda: here.table([_row(report) for report in reports], empty="no GPU on this node: nothing was wiped, nothing is claimed"),
     )
+
+
+def _wiped(found: Sequence[DeviceFacts], progress: Progress) -> list[DeviceWipe]:
+    """Wipe these devices; ``progress`` is told the bytes that all passes over all of them have come to."""
+    from sandbox.node.gpu.erase import PASSES, STEPS
+    from sandbox.node.gpu.inventory import inventory
+    from sandbox.node.gpu.vram import wipe_device
+    from sandbox.node.gpu.wiper import VramWiper
+
+    sizes = {facts.uuid: facts.total_bytes - facts.reserved_bytes for facts in found}
+    passes, lock = dict.fromkeys(sizes, 0), threading.Lock()
+
+    def tell(uuid: str, done: int) -> None:
+        with lock:  # devices are wiped side by side
+            passes[uuid] = done
+            progress(sum(passes[each] * size for each, size in sizes.items()), PASSES * sum(sizes.values()))
+
+    def one(facts: DeviceFacts) -> DeviceWipe:
+        report = wipe_device(facts, tell=lambda step: tell(facts.uuid, STEPS.get(step, 0)))
+        if report.ok:
+            tell(facts.uuid, PASSES)
+        return report
+
+    # Where the node's drivers tell of a device they are asked who holds it; one that only OpenCL knows is wiped as it is.
+    known = {gpu.uuid for gpu in inventory().gpus}
+    return [
+        *VramWiper(one).reports(tuple(facts.uuid for facts in found if facts.uuid in known)),
+        *(one(facts) for facts in found if facts.uuid not in known),
+    ]
 
 
 def _row(report: DeviceWipe) -> dict[str, object]:

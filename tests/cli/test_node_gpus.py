@@ -10,8 +10,10 @@ import pytest
 
 from sandbox.cli import main
 from sandbox.cli import node as module
+from sandbox.cli.bars import Bar
 from sandbox.node.gpu.model import Errors, Gpu, Link, Thermals
 from sandbox.wire import Capacity, NodeInfo, QualificationInfo
+from tests.cli.test_console import Terminal
 from tests.control.test_qualification import UUIDS, card
 from tests.node.gpu.fixtures import driver_libraries, machine  # noqa: F401  (fixtures)
 
@@ -52,6 +54,27 @@ def test_only_the_device_that_was_named_is_wiped(machine, capsys):  # noqa: F811
     other = machine.card(1)
     assert main(["node", "wipe", "--json", "--device", other]) == 0
     assert [row["uuid"] for row in json.loads(capsys.readouterr().out)["devices"]] == [other]
+
+
+def test_a_person_sees_how_far_the_wipe_is(machine, monkeypatch):  # noqa: F811
+    machine.card(0)
+    machine.card(1)
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    told, real = [], Bar.update
+
+    def update(self, done, total):
+        told.append(done)
+        real(self, done, total)
+
+    monkeypatch.setattr(Bar, "update", update)
+    assert main(["node", "wipe"]) == 0
+    assert "wiping" in screen.getvalue()
+    assert "100%" in screen.getvalue()
+    assert told == sorted(told)
+    assert len(set(told)) > 4
 
 
 def test_without_a_gpu_nothing_is_wiped_and_nothing_claimed(machine, capsys):  # noqa: F811

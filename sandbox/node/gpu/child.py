@@ -6,10 +6,17 @@ waited for a moment only, and one that is still there is told of. Python collect
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import IO
 
+Tell = Callable[[str], None]
+MAX_WORDS = 1024 * 1024
+"""What is read of a worker's standard error at once."""
+LOOK_SECONDS = 0.2
+"""How often what a worker said meanwhile is handed on."""
 KILL_SECONDS = 5.0
 """How long a killed worker may take to be gone."""
 
@@ -42,17 +49,45 @@ def ended(code: int, words: bytes) -> str:
     return f"the worker ended with {code}; its last words: {last[0][:300]}"
 
 
-def answer(argv: Sequence[str], limit: float) -> bytes:
-    """Return what a worker says on standard output. Raises ``WorkerError`` unless it ends by itself, with 0, in ``limit`` seconds."""
-    worker = start(argv, out=subprocess.PIPE, err=subprocess.PIPE)
-    try:
-        said, words = worker.communicate(timeout=limit)
-    except subprocess.TimeoutExpired as error:
-        raise WorkerError(stop(worker, limit)) from error
-    finally:
-        for pipe in (worker.stdout, worker.stderr):
-            if pipe is not None:
-                pipe.close()
-    if worker.returncode != 0:
-        raise WorkerError(ended(worker.returncode, words))
+def answer(argv: Sequence[str], limit: float, tell: Tell | None = None) -> bytes:
+    """Return what a worker says on standard output; ``tell`` hears each line on standard error meanwhile.
+
+    Raises ``WorkerError`` unless it ends by itself, with 0, in ``limit`` seconds.
+    """
+    with tempfile.TemporaryFile() as words:
+        worker = start(argv, out=subprocess.PIPE, err=words)
+        try:
+            said = _said(worker, limit, words, tell)
+        finally:
+            if worker.stdout is not None:
+                worker.stdout.close()
+        if worker.returncode != 0:
+            words.seek(0)
+            raise WorkerError(ended(worker.returncode, words.read(MAX_WORDS)))
     return said
+
+
+def _said(worker: subprocess.Popen[bytes], limit: float, words: IO[bytes], tell: Tell | None) -> bytes:
+    left, told = limit, 0
+    while True:
+        span = left if tell is None else min(left, LOOK_SECONDS)
+        try:
+            said, _ = worker.communicate(timeout=span)  # asked again after its time it has lost nothing of what was said
+        except subprocess.TimeoutExpired as error:
+            left -= span
+            if left <= 0:
+                raise WorkerError(stop(worker, limit)) from error
+            said = None
+        if tell is not None:
+            told = hand_on(words, told, tell)
+        if said is not None:
+            return said
+
+
+def hand_on(words: IO[bytes], told: int, tell: Tell) -> int:
+    """Hand on the whole lines after byte ``told`` and return how far they reach; the worker goes on writing behind them."""
+    fresh = os.pread(words.fileno(), MAX_WORDS, told)
+    whole = fresh[: fresh.rfind(b"\n") + 1]
+    for line in whole.decode("utf-8", "replace").splitlines():
+        tell(line[:200])
+    return told + len(whole)

@@ -77,6 +77,19 @@ class DeviceWipe(BaseModel):
         return max(0, self.total_bytes - self.reserved_bytes) - min(self.written_bytes, self.verified_bytes)
 
 
+STEPS = {
+    "first launch": 0,
+    "allocate": 0,
+    "read before writing": 0,
+    "fill and compare: random": 1,
+    "fill and compare: zeros": 4,  # the random pattern is compared once more, with what it is not
+    "local memory and registers": 6,
+    "stream past the cache": 6,
+}
+"""What is announced, in this order, and how many passes over all memory are done by then."""
+PASSES = 6
+
+
 def erase(device: Device, seed: int, *, progress: Progress = lambda _: None) -> DeviceWipe:
     """Wipe and verify one device; ``seed`` (non-zero, 64 bits) makes the random pattern.
 

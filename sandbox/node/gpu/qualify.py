@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import IO
 
 from pydantic import ValidationError
 
@@ -85,12 +83,12 @@ def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], look: 
             while worker.poll() is None:
                 if time.monotonic() > deadline:
                     return _nothing(facts, child.stop(worker, effort.limit))
-                told = _tell(words, told, tell)
+                told = child.hand_on(words, told, tell)
                 look()
                 time.sleep(_LOOK_EVERY)
         finally:
             worker.kill()  # one that has ended is left alone
-        _tell(words, told, tell)
+        child.hand_on(words, told, tell)
         said.seek(0)
         raw = said.read(_MAX_REPORT)
         if worker.returncode != 0:
@@ -101,15 +99,6 @@ def _run(facts: DeviceFacts, effort: Effort, tell: Callable[[str], None], look: 
     except ValidationError:
         return _nothing(facts, "the worker's report cannot be read")
     return measured if measured.uuid == facts.uuid else _nothing(facts, f"the worker reported on {measured.uuid[:80]}")
-
-
-def _tell(words: IO[bytes], told: int, tell: Callable[[str], None]) -> int:
-    """Hand on the whole lines after byte ``told`` and return how far they reach; the worker goes on writing behind them."""
-    fresh = os.pread(words.fileno(), _MAX_REPORT, told)
-    whole = fresh[: fresh.rfind(b"\n") + 1]
-    for line in whole.decode("utf-8", "replace").splitlines():
-        tell(line[:200])
-    return told + len(whole)
 
 
 def _nothing(facts: DeviceFacts, why: str) -> Measured:

@@ -48,8 +48,10 @@ def _opencl(*, gpus_only: bool) -> list[DeviceFacts]:
     return opencl.list_devices(gpus_only=gpus_only)
 
 
-def wipe_device(facts: DeviceFacts, *, limit: float = TIME_LIMIT_SECONDS, command: Sequence[str] | None = None) -> DeviceWipe:
-    """Wipe one device in a process of its own, ``limit`` seconds at most.
+def wipe_device(
+    facts: DeviceFacts, *, limit: float = TIME_LIMIT_SECONDS, command: Sequence[str] | None = None, tell: child.Tell | None = None
+) -> DeviceWipe:
+    """Wipe one device in a process of its own, ``limit`` seconds at most; ``tell`` hears each of ``erase.STEPS`` as it begins.
 
     A worker that cannot be started, is killed, hangs, cannot even be killed, or says something unreadable yields a report with ``ok``
     False; nothing is taken for granted.
@@ -59,7 +61,7 @@ def wipe_device(facts: DeviceFacts, *, limit: float = TIME_LIMIT_SECONDS, comman
         uuid=facts.uuid, name=facts.name, backend=facts.backend, total_bytes=facts.total_bytes, reserved_bytes=facts.reserved_bytes
     )
     try:
-        said = child.answer(argv, limit)
+        said = child.answer(argv, limit, tell)
     except child.WorkerError as error:
         return failed.model_copy(update={"failures": (str(error),)})
     try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import subprocess
+import sys
 from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
+from sandbox.node.gpu import child
 from sandbox.node.gpu.device import DeviceFacts
 from sandbox.node.gpu.measure import QUICK
 from sandbox.node.gpu.qualify import _pair, qualify
@@ -62,6 +64,28 @@ def test_the_qualification_does_not_wait_for_it_either(unkillable) -> None:
     assert all("cannot be killed" in "; ".join(row.detail for row in card.measurements) for card in one)
     assert "cannot be killed" in other.detail
     assert len(unkillable.argv) == 3
+
+
+def test_what_a_worker_says_is_heard_while_it_works(tmp_path) -> None:
+    """The worker goes on only once its first line was heard."""
+    heard, go = [], tmp_path / "go"
+    code = f"""
+import os, sys, time
+print("one", file=sys.stderr, flush=True)
+while not os.path.exists({str(go)!r}):
+    time.sleep(0.01)
+print("two", file=sys.stderr, flush=True)
+print("done", flush=True)
+"""
+
+    def tell(line: str) -> None:
+        heard.append(line)
+        go.touch()
+
+    assert child.answer([sys.executable, "-c", code], 60, tell) == b"done\n"
+    assert heard == ["one", "two"]
+    with pytest.raises(child.WorkerError, match="the worker was stopped after 1 s"):
+        child.answer([sys.executable, "-c", "import time; time.sleep(60)"], 1, tell)
 
 
 def test_a_machine_without_room_for_another_process_is_no_crash(monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.cli.node import _percent
 from sandbox.node.gpu.device import DeviceFacts
-from sandbox.node.gpu.erase import SMALLEST_BLOCK, erase, share
+from sandbox.node.gpu.erase import PASSES, SMALLEST_BLOCK, STEPS, erase, share
 from sandbox.node.gpu.vram import wipe_device
 from tests.node.gpu.ram_device import (
     MIB,
@@ -41,6 +41,28 @@ def test_a_good_device_is_wiped_whole_and_left_zero() -> None:
     assert report.residue_words_before == 1000
     assert [item.pattern for item in report.passes] == ["random", "zeros"]
     assert not any(block.any() for block in device.buffers)
+
+
+class Counts(RamDevice):
+    """Counts the bytes that were filled or compared."""
+
+    passed_over = 0
+
+    def fill(self, buffer, seed):
+        super().fill(buffer, seed)
+        self.passed_over += self.buffers[buffer].nbytes
+
+    def compare(self, buffer, seed):
+        self.passed_over += self.buffers[buffer].nbytes
+        return super().compare(buffer, seed)
+
+
+def test_each_step_is_announced_with_the_work_that_is_done_by_then() -> None:
+    device, told = Counts(5 * MIB), {}
+    assert erase(device, SEED, progress=lambda step: told.update({step: device.passed_over / (5 * MIB)})).ok
+    assert list(told) == list(STEPS)
+    assert told == STEPS
+    assert max(STEPS.values()) == PASSES
 
 
 @pytest.mark.parametrize(
