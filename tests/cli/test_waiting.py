@@ -12,6 +12,7 @@ from attestation.signing import SigningKey
 from sandbox.customer.client import LIST_SECONDS, Client
 from sandbox.wire import MAX_WAIT_SECONDS
 from tests.cli.test_with_server import job_file
+from tests.patience import LONG
 from tests.rig import Rig, run
 
 
@@ -52,7 +53,7 @@ def test_a_lease_s_end_is_waited_for_and_its_states_are_told(rig, alice, lease):
     waiting = alice.spawn("waiting", "wait", lease)
     rig.wait_for(lambda: "admitted" in waiting.text(), "the first states", waiting)
     alice.json("lease", "cancel", lease)
-    assert waiting.process.wait(30) == 1
+    assert waiting.process.wait(LONG) == 1
     told = waiting.text()
     assert told.index("submitted") < told.index("admitted") < told.index("cancelled")
     assert f"error: lease {lease} ended: cancelled" in told
