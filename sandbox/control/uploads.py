@@ -291,10 +291,10 @@ def sweep(control: Control) -> None:
 
     What fails keeps nothing else from being swept; the first failure is raised at the end.
     """
-    with control.database.read() as session:
-        rows = {row.id: row.parts for row in session.scalars(select(UploadRow))}
     failed: SealrigError | None = None
-    for upload in rows:
+    with control.database.read() as session:
+        begun = list(session.scalars(select(UploadRow.id)))
+    for upload in begun:
         try:
             with control.uploading.hold(upload):
                 _tend(control, upload)
@@ -303,14 +303,25 @@ def sweep(control: Control) -> None:
         except SealrigError as error:
             logger.warning("an upload was not swept", upload=upload, error=type(error).__name__, reason=error.message[:300])
             failed = failed or error
-    known = {*rows, *(part for parts in rows.values() for part, _ in parts)}
+    _remove_strays(control)
+    if failed is not None:
+        raise failed
+
+
+def _remove_strays(control: Control) -> None:
+    """Remove old files that no upload knows.
+
+    The files are listed before the uploads are: the file of an upload that begins meanwhile is not on the list, or is young.
+    """
     oldest = control.now().timestamp() - STRAY_SECONDS
-    for path in control.settings.uploads_folder.iterdir():
+    paths = list(control.settings.uploads_folder.iterdir())
+    with control.database.read() as session:
+        rows = {row.id: row.parts for row in session.scalars(select(UploadRow))}
+    known = {*rows, *(part for parts in rows.values() for part, _ in parts)}
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
             if path.name not in known and path.stat().st_mtime < oldest:
                 path.unlink()
-    if failed is not None:
-        raise failed
 
 
 def _tend(control: Control, upload_id: str) -> None:

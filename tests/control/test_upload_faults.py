@@ -370,3 +370,21 @@ def test_a_bundle_whose_upload_was_erased_while_it_was_stored_is_collected(house
     sending.join()
     collect_garbage(house.control)
     assert list(house.control.store.digests()) == []
+
+
+def test_uploads_that_begin_while_the_sweep_stores_another_are_left_alone(house: House, customer: Customer, bundle: Bundle) -> None:
+    """Storing a large bundle may take longer than the age at which a file that nobody knows is removed."""
+    store = Store(house)
+    store.broken = True
+    assert customer.send(start(customer, bundle), 0, bundle.raw).status_code == 503
+    store.broken = False
+    store.came.clear()
+    sweeping = threading.Thread(target=uploads.sweep, args=(house.control,))
+    sweeping.start()
+    assert store.came.wait(LONG)
+    place = start(customer, bundle)
+    assert customer.send(place, 0, bundle.raw[:1000]).status_code == 204
+    os.utime(house.control.settings.uploads_folder / place.rpartition("/")[2], (0, 0))
+    store.go.set()
+    sweeping.join()
+    assert head(customer, place).headers["upload-offset"] == "1000"
