@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -137,6 +138,40 @@ def test_every_step_is_synced_before_the_next(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "replace", lambda self, target: (told.append("rename"), real_replace(self, target))[1])
     FolderStore(folder / "bundles").put(ONE, source(folder, b"data"))
     assert told == ["sync bundles", "sync upload", "rename", "sync 11"]
+
+
+def test_two_mounts_of_one_disk_are_two_file_systems_to_a_rename(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        if not old.is_relative_to(folder / "bundles"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    bundles, path = FolderStore(folder / "bundles"), source(folder, b"data")
+    bundles.put(ONE, path)
+    assert b"".join(bundles.read(ONE, 0, 4)) == b"data"
+    assert [each.name for each in folder.rglob("*") if each.is_file()] == [f"{ONE[7:]}.bundle"]
+
+
+def test_what_a_crash_left_named_is_durable_before_its_source_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename that was not synced can still be lost with the power: putting again must not take it for done."""
+    bundles, path = FolderStore(folder / "bundles"), source(folder, b"data")
+    real = os.fsync
+
+    def sync(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "11":
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+            patch.setattr(os, "fsync", sync)
+            bundles.put(ONE, path)
+        path = source(folder, b"data")
+    bundles.put(ONE, path)
+    assert not path.exists()
 
 
 def test_which_store_a_url_means(folder: Path) -> None:

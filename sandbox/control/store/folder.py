@@ -6,6 +6,7 @@ are hex digests from a strict pattern, so that nothing a caller says becomes a p
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,25 +30,27 @@ class FolderStore:
     def put(self, digest: str, source: Path) -> None:
         """See ``BundleStore``."""
         target = self._path(digest)
-        if target.exists():
-            source.unlink(missing_ok=True)
-            return
-        if not target.parent.exists():
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(self._root)
-        sync_file(source)
-        if source.stat().st_dev == self._root.stat().st_dev:
-            source.replace(target)
-        else:
-            part = self._root / f"{new_id('put')}.part"
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(self._root)
+        if not target.exists():
+            sync_file(source)
             try:
-                shutil.copyfile(source, part)
-                sync_file(part)
-                part.replace(target)
-            finally:
-                part.unlink(missing_ok=True)
-        sync_folder(target.parent)
+                source.replace(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # what two mounts of one disk say, too
+                    raise
+                self._copy(source, target)
+        sync_folder(target.parent)  # also where it was there already: a crash may have come before this
         source.unlink(missing_ok=True)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        part = self._root / f"{new_id('put')}.part"
+        try:
+            shutil.copyfile(source, part)
+            sync_file(part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def size(self, digest: str) -> int | None:
         """See ``BundleStore``."""
