@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -12,6 +12,7 @@ from sandbox.control.access import Caller
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, BundleRow, LeaseInputRow, LeaseRow, UploadRow
 from sandbox.control.errors import storage_error
+from sandbox.control.store import Reading
 from sandbox.errors import NotFoundError, StateError
 from sandbox.lifecycle import ON_NODE, TERMINAL
 from sandbox.wire import BundleInfo
@@ -19,12 +20,12 @@ from sandbox.wire import BundleInfo
 
 @dataclass(frozen=True)
 class Content:
-    """A range of a bundle: bytes ``start`` up to, not with, ``end`` of ``size``."""
+    """A range of a bundle: bytes ``start`` up to, not with, ``end`` of ``size``, open until ``pieces`` is closed."""
 
     start: int
     end: int
     size: int
-    pieces: Iterator[bytes]
+    pieces: Reading
 
 
 def list_bundles(control: Control, caller: Caller, limit: int, after: str | None) -> list[BundleInfo]:
@@ -63,9 +64,13 @@ def open_content(control: Control, caller: Caller, digest: str, start: int | Non
         size = row.size
     first, stop = (max(0, size - (end or 0)), size) if start is None else (start, size if end is None else min(end, size))
     try:
-        return Content(first, stop, size, control.store.read(digest, first, stop) if first < stop else iter(()))
+        return Content(first, stop, size, control.store.read(digest, first, stop) if first < stop else _nothing())
     except OSError as error:
         raise storage_error(error, "the bundle store") from error
+
+
+def _nothing() -> Generator[bytes]:
+    yield from ()
 
 
 def delete_bundle(control: Control, caller: Caller, digest: str) -> None:

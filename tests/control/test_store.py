@@ -80,6 +80,16 @@ def test_reading_what_is_not_there(store: tuple[BundleStore, Path]) -> None:
         list(bundles.read(ONE, 0, 1))
 
 
+def test_what_is_closed_early_gives_no_more(store: tuple[BundleStore, Path]) -> None:
+    bundles, incoming = store
+    bundles.put(ONE, source(incoming, bytes(3 * CHUNK)))
+    pieces, untouched = bundles.read(ONE, 0, 3 * CHUNK), bundles.read(ONE, 0, 3 * CHUNK)
+    assert next(pieces) == bytes(CHUNK)
+    for reading in (pieces, pieces, untouched):
+        reading.close()
+        assert list(reading) == []
+
+
 def test_a_reader_is_not_cut_by_a_deletion(store: tuple[BundleStore, Path]) -> None:
     bundles, incoming = store
     bundles.put(ONE, source(incoming, bytes(2 * CHUNK)))
@@ -165,11 +175,12 @@ def test_what_a_crash_left_named_is_durable_before_its_source_goes(folder: Path,
             raise OSError(errno.EIO, "Input/output error")
         real(fd)
 
-    for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
-            patch.setattr(os, "fsync", sync)
-            bundles.put(ONE, path)
-        path = source(folder, b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", sync)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output error"):
+                bundles.put(ONE, path)
+            path = source(folder, b"data")
     bundles.put(ONE, path)
     assert not path.exists()
 

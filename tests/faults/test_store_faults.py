@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from sandbox.control import uploads
 from sandbox.control.bundles import collect_garbage
+from sandbox.control.store import Reading
 from sandbox.errors import SealrigError
 from tests.control.actors import TUS, Bundle, Customer, code, make_bundle
 from tests.control.conftest import House, folder, open_house
@@ -58,9 +59,10 @@ class Faults:
         return call
 
     @staticmethod
-    def _cut(pieces: Iterator[bytes]) -> Iterator[bytes]:
-        yield next(pieces)
-        raise OSError(errno.EIO, "cut off")
+    def _cut(pieces: Reading) -> Iterator[bytes]:
+        with closing(pieces):
+            yield next(pieces)
+            raise OSError(errno.EIO, "cut off")
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from sandbox.control import bundles
 from sandbox.control.api.auth import ControlDep, Customer, Person, Reader
@@ -41,12 +42,27 @@ def content(digest: BundleDigest, request: Request, control: ControlDep, caller:
     condition = request.headers.get("if-range")
     if wanted is None or (condition is not None and condition != _etag(digest)):
         whole = bundles.open_content(control, caller, digest, 0, None)
-        return StreamingResponse(whole.pieces, 200, _headers(digest, whole), "application/octet-stream")
+        return _Download(whole, 200, _headers(digest, whole))
     part = bundles.open_content(control, caller, digest, *wanted)
     if part.start >= part.end:
         return Response(status_code=416, headers={"Content-Range": f"bytes */{part.size}", "ETag": _etag(digest)})
     headers = {**_headers(digest, part), "Content-Range": f"bytes {part.start}-{part.end - 1}/{part.size}"}
-    return StreamingResponse(part.pieces, 206, headers, "application/octet-stream")
+    return _Download(part, 206, headers)
+
+
+class _Download(StreamingResponse):
+    """Sends a range and closes it however the request ends; Starlette leaves that to the garbage collector."""
+
+    def __init__(self, content: bundles.Content, status: int, headers: dict[str, str]) -> None:
+        super().__init__(content.pieces, status, headers, "application/octet-stream")
+        self._pieces = content.pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. No thread is reading any more when this closes it: a thread is waited for, also where the client has gone."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._pieces.close()
 
 
 @router.delete("/{digest}", status_code=204)

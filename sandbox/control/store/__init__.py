@@ -10,6 +10,14 @@ CHUNK = 1024 * 1024
 """Bytes that ``read`` gives at once, at most."""
 
 
+class Reading(Iterator[bytes], Protocol):
+    """A range of a bundle, in pieces of at most ``CHUNK``."""
+
+    def close(self) -> None:
+        """Let go of what is open. Closing twice is the same as once; reading it to its end closes it, too."""
+        ...
+
+
 class BundleStore(Protocol):
     """Durable, content-addressed storage of finished bundles.
 
@@ -28,8 +36,8 @@ class BundleStore(Protocol):
         """Return a bundle's bytes, or None where there is none of that digest."""
         ...
 
-    def read(self, digest: str, start: int, end: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` up to, not with, ``end`` in pieces of at most ``CHUNK``. Raises ``FileNotFoundError``."""
+    def read(self, digest: str, start: int, end: int) -> Reading:
+        """Open the bytes from ``start`` up to, not with, ``end``; the caller closes them. Raises ``FileNotFoundError``."""
         ...
 
     def delete(self, digest: str) -> None:

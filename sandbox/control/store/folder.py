@@ -11,8 +11,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, Self
 
-from sandbox.control.store import CHUNK
+from sandbox.control.store import CHUNK, Reading
 from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest, new_id
 
@@ -59,19 +60,9 @@ class FolderStore:
         except FileNotFoundError:
             return None
 
-    def read(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+    def read(self, digest: str, start: int, end: int) -> Reading:
         """See ``BundleStore``. The file is open before the first piece is asked for, so a deletion meanwhile cannot cut it."""
-        file = self._path(digest).open("rb")
-
-        def pieces() -> Iterator[bytes]:
-            with file:
-                file.seek(start)
-                left = end - start
-                while left > 0 and (piece := file.read(min(CHUNK, left))):
-                    left -= len(piece)
-                    yield piece
-
-        return pieces()
+        return _Range(self._path(digest).open("rb"), start, end)
 
     def delete(self, digest: str) -> None:
         """See ``BundleStore``."""
@@ -104,6 +95,29 @@ class FolderStore:
             )
         name = digest.removeprefix("blake3:")
         return self._root / name[:2] / f"{name}.bundle"
+
+
+class _Range:
+    """A part of an open file as a ``Reading``."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        self._file, self._left = file, end - start
+        file.seek(start)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        piece = self._file.read(min(CHUNK, self._left)) if self._left > 0 else b""
+        if not piece:
+            self.close()
+            raise StopIteration
+        self._left -= len(piece)
+        return piece
+
+    def close(self) -> None:
+        self._left = 0
+        self._file.close()
 
 
 def sync_file(path: Path) -> None:

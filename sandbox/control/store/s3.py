@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import S3Store as Bucket
 
-from sandbox.control.store import CHUNK
+from sandbox.control.store import CHUNK, Reading
 from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest, new_id
 
@@ -58,12 +58,12 @@ class S3Store:
         except FileNotFoundError:
             return None
 
-    def read(self, digest: str, start: int, end: int) -> Iterator[bytes]:
+    def read(self, digest: str, start: int, end: int) -> Reading:
         """See ``BundleStore``. The request is made before the first piece is asked for."""
         with _as_os_errors():
             answer = obstore.get(self._bucket, _key(digest), options={"range": (start, end)})
 
-        def pieces() -> Iterator[bytes]:
+        def pieces() -> Generator[bytes]:
             with _as_os_errors():
                 for received in answer.stream(min_chunk_size=CHUNK):
                     view = memoryview(received)
