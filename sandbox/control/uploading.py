@@ -13,6 +13,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from sandbox.control.errors import UploadLockedError
+from sandbox.control.store.pieces import open_whole
 from sandbox.sealing.hashing import digest_text
 
 _READ_BYTES = 8 * 1024 * 1024
@@ -63,9 +64,9 @@ class Uploading:
         state, count = self._hashed.get(upload, (blake3(max_threads=blake3.AUTO), 0))
         state = state.copy()
         view = memoryview(bytearray(_READ_BYTES))
-        with path.open("rb", buffering=0) as file:
+        with open_whole(path) as file:
             file.seek(count)
-            while read := file.readinto(view):
+            while read := file.readinto(view):  # type: ignore[attr-defined]
                 state.update(view[:read])
         return digest_text(state)
 

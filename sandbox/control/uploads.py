@@ -1,4 +1,4 @@
-"""Uploads under way, as tus 1.0.0 counts them: one file each, whose size is the offset.
+"""Uploads under way, as tus 1.0.0 counts them: one file each, whose size is the offset, and a folder where they were joined from parts.
 
 Received bytes are synced before they are acknowledged, so an acknowledged offset survives a crash; bytes behind it that also survived are
 counted, so a client resumes at the exact byte that is on disk. When the last byte is there the digest is taken over the file:
@@ -28,6 +28,7 @@ from sandbox.control.assembling import assemble
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, BundleRow, LeaseRow, TenantRow, UploadRow
 from sandbox.control.errors import UploadExpiredError, UploadLockedError, storage_error
+from sandbox.control.store.pieces import open_whole, remove
 from sandbox.control.story import no_lease
 from sandbox.control.transitions import tenant_ref
 from sandbox.errors import BundleError, BundleTamperedError, LimitError, NotFoundError, SealrigError
@@ -231,7 +232,8 @@ def finish(control: Control, upload_id: str) -> None:
     path = control.settings.uploads_folder / row.id
     try:
         if not row.verified:
-            assemble(control.settings.uploads_folder, row.id, row.parts)
+            if row.parts:
+                assemble(control.settings.uploads_folder, row.id, [part for part, _ in row.parts])
             _verify(control, row, path)
         control.store.put(row.digest, path)
     except OSError as error:
@@ -257,7 +259,7 @@ def _verify(control: Control, row: UploadRow, path: Path) -> None:
     seen = control.uploading.digest(row.id, path)
     try:
         _require_digest(seen, row.digest)
-        with path.open("rb") as file:
+        with open_whole(path) as file:
             read_header(file.read(MAX_HEADER_BYTES)).require_size(row.size)
     except BundleError:
         drop(control, row.id)
@@ -282,7 +284,7 @@ def drop(control: Control, upload_id: str) -> None:
         if row is not None:
             session.delete(row)
     for name in files:
-        (control.settings.uploads_folder / name).unlink(missing_ok=True)
+        remove(control.settings.uploads_folder / name)
     control.uploading.forget(upload_id)
 
 
@@ -321,7 +323,7 @@ def _remove_strays(control: Control) -> None:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             if path.name not in known and path.stat().st_mtime < oldest:
-                path.unlink()
+                remove(path)
 
 
 def _tend(control: Control, upload_id: str) -> None:

@@ -27,7 +27,7 @@ LINES = 4
 PARALLEL_BYTES = 64 * 1024 * 1024
 """From this size on a bundle travels on ``LINES`` lines: below it, beginning and joining parts takes longer than it saves."""
 ALIGNMENT = 1024 * 1024
-"""Parts start at multiples of this, so that a server's file system can join them without copying."""
+"""Parts start at multiples of this, so that a server that writes them into one file can share their blocks."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,7 @@ import pytest
 from sandbox.control.settings import ControlSettings
 from sandbox.control.store import CHUNK, BundleStore
 from sandbox.control.store.folder import FolderStore
+from sandbox.control.store.pieces import open_whole, piece_name
 from sandbox.control.store.s3 import S3Store, part_sizes
 from sandbox.control.store.url import CREDENTIALS, open_store
 from sandbox.errors import InputError, SealrigError, UsageError
@@ -46,9 +49,24 @@ def source(folder: Path, data: bytes) -> Path:
     return path
 
 
-def test_put_read_delete(store: tuple[BundleStore, Path]) -> None:
+def in_pieces(folder: Path, data: bytes) -> Path:
+    """Pieces of several sizes, the first of them empty and the second a single byte."""
+    path = folder / "upload"
+    path.mkdir()
+    cuts = [0, 0, 1, *(len(data) * number // 3 for number in (1, 2, 3))]
+    for number, (start, end) in enumerate(pairwise(cuts)):
+        (path / piece_name(number)).write_bytes(data[start:end])
+    return path
+
+
+Source = Callable[[Path, bytes], Path]
+as_file_or_pieces = pytest.mark.parametrize("source", [source, in_pieces])
+
+
+@as_file_or_pieces
+def test_put_read_delete(store: tuple[BundleStore, Path], source: Source) -> None:
     bundles, incoming = store
-    data = os.urandom(2 * CHUNK + 17)
+    data = os.urandom(9 * 2**20 + 17)  # more than one of the parts that S3 takes
     path = source(incoming, data)
     bundles.put(ONE, path)
     assert not path.exists()
@@ -63,9 +81,10 @@ def test_put_read_delete(store: tuple[BundleStore, Path]) -> None:
     assert list(bundles.digests()) == []
 
 
-def test_putting_twice_is_once_and_a_source_that_is_gone_is_no_error_then(store: tuple[BundleStore, Path]) -> None:
+@as_file_or_pieces
+def test_putting_twice_is_once_and_a_source_that_is_gone_is_no_error_then(store: tuple[BundleStore, Path], source: Source) -> None:
     bundles, incoming = store
-    bundles.put(ONE, source(incoming, b"data"))
+    bundles.put(ONE, in_pieces(incoming, b"data"))
     bundles.put(ONE, source(incoming, b"data"))
     bundles.put(ONE, incoming / "gone")
     assert b"".join(bundles.read(ONE, 0, 4)) == b"data"
@@ -80,22 +99,28 @@ def test_reading_what_is_not_there(store: tuple[BundleStore, Path]) -> None:
         list(bundles.read(ONE, 0, 1))
 
 
-def test_what_is_closed_early_gives_no_more(store: tuple[BundleStore, Path]) -> None:
+@as_file_or_pieces
+def test_what_is_closed_early_gives_no_more(store: tuple[BundleStore, Path], source: Source) -> None:
     bundles, incoming = store
     bundles.put(ONE, source(incoming, bytes(3 * CHUNK)))
     pieces, untouched = bundles.read(ONE, 0, 3 * CHUNK), bundles.read(ONE, 0, 3 * CHUNK)
-    assert next(pieces) == bytes(CHUNK)
+    assert set(next(pieces)) == {0}
     for reading in (pieces, pieces, untouched):
         reading.close()
         assert list(reading) == []
 
 
-def test_a_reader_is_not_cut_by_a_deletion(store: tuple[BundleStore, Path]) -> None:
+@as_file_or_pieces
+def test_a_reader_is_not_cut_by_a_deletion(store: tuple[BundleStore, Path], source: Source) -> None:
     bundles, incoming = store
-    bundles.put(ONE, source(incoming, bytes(2 * CHUNK)))
+    data = os.urandom(2 * CHUNK)
+    bundles.put(ONE, source(incoming, data))
     pieces = bundles.read(ONE, 0, 2 * CHUNK)
     bundles.delete(ONE)
-    assert sum(map(len, pieces)) == 2 * CHUNK
+    assert bundles.size(ONE) is None
+    bundles.put(ONE, source(incoming, data))
+    assert b"".join(pieces) == data
+    assert b"".join(bundles.read(ONE, 0, 2 * CHUNK)) == data
 
 
 @pytest.mark.parametrize(
@@ -134,11 +159,132 @@ def test_it_can_be_checked(store: tuple[BundleStore, Path]) -> None:
     assert list(bundles.digests()) == []
 
 
-def test_half_written_copies_go_at_the_start(folder: Path) -> None:
-    FolderStore(folder / "bundles")
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_half_written_copies_and_half_deleted_pieces_go_at_the_start(folder: Path) -> None:
+    bundles = FolderStore(folder / "bundles")
     (folder / "bundles" / "put-1.part").write_bytes(b"half")
+    bundles.put(ONE, in_pieces(folder, b"data"))
+    reader = bundles.read(ONE, 0, 4)
+    bundles.delete(ONE)
+    assert len(files(folder)) == 6, "what is still read is there"
     FolderStore(folder / "bundles")
-    assert list((folder / "bundles").iterdir()) == []
+    assert files(folder) == []
+    reader.close()
+
+
+def test_deleted_pieces_go_with_their_last_reader(folder: Path) -> None:
+    bundles = FolderStore(folder / "bundles")
+    bundles.put(ONE, in_pieces(folder, b"data"))
+    first, second = bundles.read(ONE, 0, 4), bundles.read(ONE, 0, 4)
+    bundles.delete(ONE)
+    first.close()
+    first.close()
+    assert b"".join(second) == b"data"
+    assert files(folder) == []
+
+
+def test_pieces_are_kept_as_they_are_and_bundles_of_before_as_they_were(folder: Path) -> None:
+    bundles, path = FolderStore(folder / "bundles"), in_pieces(folder, b"data")
+    inodes = [each.stat().st_ino for each in sorted(path.iterdir())]
+    bundles.put(ONE, path)
+    kept = folder / "bundles" / "11" / f"{ONE[7:]}.bundle"
+    assert [each.stat().st_ino for each in sorted(kept.iterdir())] == inodes, "they were copied"
+    assert b"".join(each.read_bytes() for each in sorted(kept.iterdir())) == b"data"
+    before = folder / "bundles" / "22" / f"{TWO[7:]}.bundle"
+    before.parent.mkdir()
+    before.write_bytes(b"a file")
+    again = FolderStore(folder / "bundles")
+    assert sorted(again.digests()) == [ONE, TWO]
+    assert [(again.size(each), b"".join(again.read(each, 1, 3))) for each in (ONE, TWO)] == [(4, b"at"), (6, b" f")]
+
+
+def open_files(folder: Path) -> list[str]:
+    """Name the files, not the folders, that this process has open below a folder."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            path = entry.readlink()
+        except FileNotFoundError:
+            continue
+        if path.is_relative_to(folder) and path.is_file():
+            found.append(path.name)
+    return found
+
+
+def test_of_many_pieces_a_reader_has_one_open(folder: Path) -> None:
+    path = folder / "upload"
+    path.mkdir()
+    for number in range(64):
+        (path / piece_name(number)).write_bytes(bytes([number]) * 100_000)
+    bundles = FolderStore(folder / "bundles")
+    bundles.put(ONE, path)
+    seen, at = set(), 5_000_000 - 7
+    for piece in bundles.read(ONE, at, 64 * 100_000):
+        opened = open_files(folder)
+        assert len(opened) <= 1
+        seen.update(opened)
+        assert piece == b"".join(bytes([place // 100_000]) for place in range(at, at + len(piece)))
+        at += len(piece)
+    assert at == 64 * 100_000
+    assert seen
+    assert open_files(folder) == []
+
+
+@pytest.mark.parametrize(("start", "whence", "count"), [(0, 0, 1), (3, 0, 4), (-2, 2, 2), (9, 0, 1), (100, 0, 3)])
+def test_pieces_read_as_a_file_does(folder: Path, start: int, whence: int, count: int) -> None:
+    data = b"0123456789"
+    with open_whole(in_pieces(folder, data)) as whole, (folder / "file").open("w+b") as file:
+        file.write(data)
+        assert whole.seek(start, whence) == file.seek(start, whence)
+        assert (whole.read(count), whole.tell()) == (file.read(count), file.tell())
+        assert whole.seek(-whole.tell(), 1) == 0
+        assert whole.read() == data
+
+
+def test_a_piece_that_was_cut_is_an_error_and_no_short_bundle(folder: Path) -> None:
+    with open_whole(in_pieces(folder, b"0123456789")) as whole:
+        (folder / "upload" / piece_name(3)).write_bytes(b"")
+        with pytest.raises(OSError, match="shorter than it was"):
+            whole.read()
+
+
+@pytest.mark.parametrize("source", [source, in_pieces])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+@pytest.mark.parametrize("number", range(7))
+def test_a_crash_at_any_step_of_a_put_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: Source, name: str, number: int, *, after: bool
+) -> None:
+    """The bundle is whole under its name, or whole where it came from, and putting again makes it so."""
+    bundles, path, real = FolderStore(folder / "bundles"), source(folder, b"0123456789"), getattr(os, name)
+    left = number
+
+    def crash(*arguments: object) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0 or after:
+            real(*arguments)
+        if left < 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, crash)
+        try:
+            bundles.put(ONE, path)
+        except KeyboardInterrupt:
+            assert left == -1
+        else:
+            assert left >= 0
+    bundles = FolderStore(folder / "bundles")
+    if bundles.size(ONE) is None:
+        with open_whole(path) as whole:
+            assert whole.read() == b"0123456789"
+    bundles.put(ONE, path)
+    assert b"".join(bundles.read(ONE, 0, 10)) == b"0123456789"
+    assert not path.exists()
 
 
 def test_every_step_is_synced_before_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

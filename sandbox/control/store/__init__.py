@@ -28,7 +28,8 @@ class BundleStore(Protocol):
     def put(self, digest: str, source: Path) -> None:
         """Take ``source``, whose bytes were checked to have ``digest``, and remove it; durable when it returns.
 
-        Putting a digest that is there already changes nothing. A ``source`` that is gone is not an error where the digest is there.
+        It is a file or a folder of pieces (``store/pieces.py``). Putting a digest that is there already changes nothing. A ``source`` that
+        is gone is not an error where the digest is there.
         """
         ...
 

@@ -1,19 +1,26 @@
-"""Bundles in a local folder: ``<root>/ab/abcd….bundle``.
+"""Bundles in a local folder: ``<root>/ab/abcd….bundle``, each a file or a folder of pieces (``store/pieces.py``).
 
-A bundle appears under its name only when it is whole and durable: its file is synced, renamed, and its folder synced. The names
-are hex digests from a strict pattern, so that nothing a caller says becomes a path.
+It stays what it was put as, so that what was sent in parts is renamed and not copied. A bundle appears under its name only when it is whole
+and durable: its files are synced, it is renamed, and the folder around it synced. What ends in ``.part`` has no such name yet, or no more.
+The names are hex digests from a strict pattern, so that nothing a caller says becomes a path.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from sandbox.control.store import CHUNK, Reading
+from sandbox.control.store.pieces import Pieces, files_of, open_whole, remove, size_of
 from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest, new_id
 
@@ -24,9 +31,12 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         """Use ``root``; make it (mode 0700) where it is missing."""
         self._root = root
+        self._lock = threading.RLock()  # a reader may be closed by the garbage collector, at any point of any thread
+        self._readers: Counter[int] = Counter()
+        self._deleted: dict[int, Path] = {}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for leftover in root.glob("*.part"):
-            leftover.unlink()
+        for leftover in (*root.glob("*.part"), *root.glob("*/*.part")):
+            remove(leftover)
 
     def put(self, digest: str, source: Path) -> None:
         """See ``BundleStore``."""
@@ -34,42 +44,82 @@ class FolderStore:
         target.parent.mkdir(mode=0o700, exist_ok=True)
         sync_folder(self._root)
         if not target.exists():
-            sync_file(source)
+            _sync(source)
             try:
-                source.replace(target)
+                self._name(source, target)
             except OSError as error:
                 if error.errno != errno.EXDEV:  # what two mounts of one disk say, too
                     raise
                 self._copy(source, target)
         sync_folder(target.parent)  # also where it was there already: a crash may have come before this
-        source.unlink(missing_ok=True)
+        remove(source)
+
+    def _name(self, source: Path, target: Path) -> None:
+        with self._lock:
+            if not target.exists():  # a folder replaces nothing
+                source.replace(target)
 
     def _copy(self, source: Path, target: Path) -> None:
         part = self._root / f"{new_id('put')}.part"
         try:
-            shutil.copyfile(source, part)
+            with open_whole(source) as whole, part.open("wb") as file:
+                shutil.copyfileobj(whole, file, CHUNK)
             sync_file(part)
-            part.replace(target)
+            self._name(part, target)
         finally:
             part.unlink(missing_ok=True)
 
     def size(self, digest: str) -> int | None:
         """See ``BundleStore``."""
         try:
-            return self._path(digest).stat().st_size
+            return size_of(self._path(digest))
         except FileNotFoundError:
             return None
 
     def read(self, digest: str, start: int, end: int) -> Reading:
-        """See ``BundleStore``. The file is open before the first piece is asked for, so a deletion meanwhile cannot cut it."""
-        return _Range(self._path(digest).open("rb"), start, end)
+        """See ``BundleStore``. What is open can be read to its end: pieces of a bundle that is deleted go with its last reader."""
+        path = self._path(digest)
+        with self._lock:
+            if not path.is_dir():
+                return _Range(path.open("rb"), start, end)
+            inode = path.stat().st_ino
+            pieces = Pieces(path, partial(self._closed, inode))
+            self._readers[inode] += 1
+        return _Range(io.BufferedReader(pieces), start, end)
+
+    def _closed(self, inode: int) -> None:
+        with self._lock:
+            self._readers[inode] -= 1
+            if self._readers[inode]:
+                return
+            del self._readers[inode]
+            gone = self._deleted.pop(inode, None)
+        if gone is not None:
+            with contextlib.suppress(OSError):  # the next start removes it
+                remove(gone)
 
     def delete(self, digest: str) -> None:
         """See ``BundleStore``."""
         target = self._path(digest)
-        target.unlink(missing_ok=True)
+        gone = self._unname(target)
         if target.parent.exists():
             sync_folder(target.parent)
+        if gone is not None:
+            remove(gone)
+
+    def _unname(self, target: Path) -> Path | None:
+        """Take a bundle's name away. Return the folder that can be removed now, if there is one."""
+        with self._lock:
+            if not target.is_dir():
+                target.unlink(missing_ok=True)
+                return None
+            gone = target.parent / f"{new_id('deleted')}.part"
+            inode = target.stat().st_ino
+            target.rename(gone)
+            if inode not in self._readers:
+                return gone
+            self._deleted[inode] = gone
+            return None
 
     def digests(self) -> Iterator[str]:
         """See ``BundleStore``."""
@@ -118,6 +168,13 @@ class _Range:
     def close(self) -> None:
         self._left = 0
         self._file.close()
+
+
+def _sync(source: Path) -> None:
+    for each in files_of(source):
+        sync_file(each)
+    if source.is_dir():
+        sync_folder(source)
 
 
 def sync_file(path: Path) -> None:

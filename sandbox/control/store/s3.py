@@ -18,6 +18,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import S3Store as Bucket
 
 from sandbox.control.store import CHUNK, Reading
+from sandbox.control.store.pieces import open_whole, remove, size_of
 from sandbox.errors import InputError
 from sandbox.model import is_bundle_digest, new_id
 
@@ -41,13 +42,13 @@ class S3Store:
         """See ``BundleStore``."""
         key = _key(digest)
         if self.size(digest) is None:
-            wanted = source.stat().st_size
-            with _as_os_errors():
+            wanted = size_of(source)
+            with open_whole(source) as whole, _as_os_errors():
                 part, at_once = part_sizes(wanted)
-                obstore.put(self._bucket, key, source, chunk_size=part, max_concurrency=at_once)
+                obstore.put(self._bucket, key, whole, chunk_size=part, max_concurrency=at_once)
             if self.size(digest) != wanted:
                 raise OSError(errno.EIO, "the store kept another number of bytes than it was given")
-        source.unlink(missing_ok=True)
+        remove(source)
 
     def size(self, digest: str) -> int | None:
         """See ``BundleStore``."""
