@@ -13,12 +13,12 @@ import structlog
 from sqlalchemy import select, update
 
 from attestation.errors import AttestationError
-from sandbox.control import uploads
 from sandbox.control.bundles import collect_garbage
 from sandbox.control.core import Control
 from sandbox.control.database.models import LeaseRow, NodeRow
 from sandbox.control.nodes import CHANGED
 from sandbox.control.story import expire
+from sandbox.control.upload_sweep import sweep_uploads
 from sandbox.errors import SealrigError
 
 EVERY_SECONDS = 2.0
@@ -36,7 +36,7 @@ class Sweeper:
         self._control = control
         self._stop = threading.Event()
         self._often = self._thread("sweeper", EVERY_SECONDS, sweep_leases, sweep_nodes, _settle)
-        self._seldom = self._thread("store-sweeper", STORE_EVERY_SECONDS, uploads.sweep, collect_garbage)
+        self._seldom = self._thread("store-sweeper", STORE_EVERY_SECONDS, sweep_uploads, collect_garbage)
 
     def start(self) -> None:
         """Begin."""

@@ -1,46 +1,31 @@
 """Uploads under way, as tus 1.0.0 counts them: one file each, whose size is the offset, and a folder where they were joined from parts.
 
 Received bytes are synced before they are acknowledged, so an acknowledged offset survives a crash; bytes behind it that also survived are
-counted, so a client resumes at the exact byte that is on disk. When the last byte is there the digest is taken over the file:
-
-1. digest and header are right        → the row is marked ``verified``
-2. the store takes the file           (durable, idempotent)
-3. bundle, owner and audit event are written, the upload is marked ``done``, in one transaction
-
-A crash between these steps is mended by the next request for the upload, or by the sweeper; a wrong digest ends the upload. Whoever works
-on an upload holds it (``Control.uploading``), so that each of these steps has one doer.
+counted, so a client resumes at the exact byte that is on disk. What becomes of an upload that is whole: ``finishing.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from sandbox.control.access import Caller
-from sandbox.control.assembling import assemble
 from sandbox.control.core import Control
 from sandbox.control.database.models import BundleOwnerRow, BundleRow, LeaseRow, TenantRow, UploadRow
-from sandbox.control.errors import UploadExpiredError, UploadLockedError, storage_error
-from sandbox.control.store.pieces import open_whole, remove
+from sandbox.control.errors import UploadExpiredError, storage_error
+from sandbox.control.store.pieces import remove
 from sandbox.control.story import no_lease
-from sandbox.control.transitions import tenant_ref
-from sandbox.errors import BundleError, BundleTamperedError, LimitError, NotFoundError, SealrigError
+from sandbox.errors import LimitError, NotFoundError
 from sandbox.lifecycle import ON_NODE
 from sandbox.model import new_id
-from sandbox.sealing.format import MAX_HEADER_BYTES, read_header
 
 RESULT_OVERHEAD_BYTES = 64 * 2**20
 """What sealing a result may add to the output's own bound: headers of a tar with many small files."""
-STRAY_SECONDS = 3600
-"""The age at which a file that no upload knows is removed."""
-logger = structlog.get_logger("sealrig.control")
 
 
 @dataclass(frozen=True)
@@ -217,65 +202,6 @@ def extend(control: Control, upload: Upload) -> str:
     return _http_date(wanted)
 
 
-def finish(control: Control, upload_id: str) -> None:
-    """Make a bundle of an upload whose bytes are all there. Safe to call again at any point; the caller holds the upload.
-
-    Raises ``BundleTamperedError`` for other bytes than were announced and ``BundleError`` for what is no bundle (the upload is then gone),
-    ``NotFoundError`` where it is gone already, ``StorageError`` (the upload is kept) where disk or store fail.
-    """
-    with control.database.read() as session:
-        row = session.get(UploadRow, upload_id)
-    if row is None:
-        raise no_upload(upload_id)
-    if row.done:
-        return
-    path = control.settings.uploads_folder / row.id
-    try:
-        if not row.verified:
-            if row.parts:
-                assemble(control.settings.uploads_folder, row.id, [part for part, _ in row.parts])
-            _verify(control, row, path)
-        control.store.put(row.digest, path)
-    except OSError as error:
-        raise storage_error(error, "the bundle store") from error
-    at = control.now()
-    with control.database.write() as session:
-        # Also where the upload was erased meanwhile: a bundle in the store that nobody owns goes with the next collection by its row.
-        if session.get(BundleRow, row.digest) is None:
-            session.add(BundleRow(digest=row.digest, size=row.size, stored_at=at))
-            session.flush()
-        held = session.get(UploadRow, upload_id, with_for_update=True)
-        if held is not None:
-            if session.get(BundleOwnerRow, (row.tenant, row.digest)) is None:
-                session.add(BundleOwnerRow(tenant=row.tenant, digest=row.digest, created_at=at))
-                ref = tenant_ref(session, row.tenant)
-                control.journal.record(session, "bundle.stored", actor=row.owner, tenant_ref=ref, resource=row.digest, at=at)
-            held.verified = held.done = True
-    control.uploading.forget(upload_id)
-    control.acknowledge()
-
-
-def _verify(control: Control, row: UploadRow, path: Path) -> None:
-    seen = control.uploading.digest(row.id, path)
-    try:
-        _require_digest(seen, row.digest)
-        with open_whole(path) as file:
-            read_header(file.read(MAX_HEADER_BYTES)).require_size(row.size)
-    except BundleError:
-        drop(control, row.id)
-        raise
-    with control.database.write() as session:
-        held = session.get(UploadRow, row.id, with_for_update=True)
-        if held is not None:
-            held.verified = True
-
-
-def _require_digest(seen: str, wanted: str) -> None:
-    if seen != wanted:
-        message = "the bytes that arrived are not the bundle that was announced"
-        raise BundleTamperedError(message, rule="upload-digest", seen=seen, wanted=wanted, fix="push it again")
-
-
 def drop(control: Control, upload_id: str) -> None:
     """Forget an upload and its bytes. Forgetting twice is the same as once."""
     with control.database.write() as session:
@@ -286,53 +212,6 @@ def drop(control: Control, upload_id: str) -> None:
     for name in files:
         remove(control.settings.uploads_folder / name)
     control.uploading.forget(upload_id)
-
-
-def sweep(control: Control) -> None:
-    """Finish what a crash left verified, drop what waited too long, and remove files that no row knows.
-
-    What fails keeps nothing else from being swept; the first failure is raised at the end.
-    """
-    failed: SealrigError | None = None
-    with control.database.read() as session:
-        begun = list(session.scalars(select(UploadRow.id)))
-    for upload in begun:
-        try:
-            with control.uploading.hold(upload):
-                _tend(control, upload)
-        except UploadLockedError:
-            continue  # somebody is at work on it
-        except SealrigError as error:
-            logger.warning("an upload was not swept", upload=upload, error=type(error).__name__, reason=error.message[:300])
-            failed = failed or error
-    _remove_strays(control)
-    if failed is not None:
-        raise failed
-
-
-def _remove_strays(control: Control) -> None:
-    """Remove old files that no upload knows.
-
-    The files are listed before the uploads are: the file of an upload that begins meanwhile is not on the list, or is young.
-    """
-    oldest = control.now().timestamp() - STRAY_SECONDS
-    paths = list(control.settings.uploads_folder.iterdir())
-    with control.database.read() as session:
-        rows = {row.id: row.parts for row in session.scalars(select(UploadRow))}
-    known = {*rows, *(part for parts in rows.values() for part, _ in parts)}
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            if path.name not in known and path.stat().st_mtime < oldest:
-                remove(path)
-
-
-def _tend(control: Control, upload_id: str) -> None:
-    with control.database.read() as session:
-        row = session.get(UploadRow, upload_id)
-    if row is not None and row.verified and not row.done:
-        finish(control, upload_id)
-    elif row is not None and row.expires_at <= control.now():
-        drop(control, upload_id)
 
 
 def check_size(control: Control, size: int) -> None:

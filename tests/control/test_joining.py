@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox.control import uploads
 from sandbox.control.assembling import assemble
 from sandbox.control.settings import Limits
 from sandbox.control.store.pieces import open_whole
+from sandbox.control.upload_sweep import sweep_uploads
 from tests.control.actors import TUS, Bundle, Customer, code, make_bundle, ok
 from tests.control.conftest import House, open_house
 
@@ -144,10 +144,10 @@ def test_parts_expire_and_so_does_what_could_not_be_made_of_them(house: House, c
     assert (answer.status_code, code(answer)) == (507, "storage-full")
     for path in files(house):
         os.utime(path, (0, 0))
-    uploads.sweep(house.control)
+    sweep_uploads(house.control)
     assert len(files(house)) == 7, "a part of what is still to be joined was taken for a stray"
     house.clock.ahead += timedelta(days=8)
-    uploads.sweep(house.control)
+    sweep_uploads(house.control)
     assert files(house) == []
 
 

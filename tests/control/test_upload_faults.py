@@ -17,10 +17,11 @@ import httpx
 import pytest
 from blake3 import blake3
 
-from sandbox.control import receiving, sweeper, uploads
+from sandbox.control import finishing, receiving, sweeper
 from sandbox.control.bundles import collect_garbage
 from sandbox.control.database.models import UploadRow
 from sandbox.control.sweeper import Sweeper
+from sandbox.control.upload_sweep import sweep_uploads
 from sandbox.customer.client import Client
 from sandbox.customer.state import State
 from sandbox.customer.upload import push
@@ -191,7 +192,7 @@ def test_nobody_is_told_of_all_bytes_before_they_are_a_bundle(house: House, cust
     assert store.came.wait(LONG)
     assert head(customer, place).status_code == 423
     assert customer.call("DELETE", place, headers=TUS).status_code == 423
-    uploads.sweep(house.control)  # leaves it alone
+    sweep_uploads(house.control)  # leaves it alone
     store.go.set()
     sending.join()
     assert head(customer, place).headers["upload-offset"] == str(len(bundle.raw))
@@ -251,7 +252,7 @@ def test_a_disk_that_cannot_be_read_does_not_end_the_upload(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        part, name = (house.control.uploading, "digest") if when == "hashing" else (uploads, "read_header")
+        part, name = (house.control.uploading, "digest") if when == "hashing" else (finishing, "read_header")
         patch.setattr(part, name, unreadable)
         answer = customer.send(place, 0, bundle.raw)
     assert (answer.status_code, code(answer)) == (503, "storage-unavailable")
@@ -346,15 +347,15 @@ def test_an_upload_lives_on_while_it_makes_progress(house: House, customer: Cust
     place = start(customer, bundle)
     for day in range(4):
         house.clock.ahead += timedelta(days=5)
-        uploads.sweep(house.control)
+        sweep_uploads(house.control)
         answer = customer.send(place, day * 1000, bundle.raw[day * 1000 : day * 1000 + 1000])
         assert answer.status_code == 204
         assert answer.headers["upload-expires"] == head(customer, place).headers["upload-expires"]
     house.clock.ahead += timedelta(days=8)
     with house.control.uploading.hold(place.rpartition("/")[2]):
-        uploads.sweep(house.control)
+        sweep_uploads(house.control)
         assert row_of(house, place) is not None, "it went while somebody was at work on it"
-    uploads.sweep(house.control)
+    sweep_uploads(house.control)
     assert row_of(house, place) is None
 
 
@@ -379,7 +380,7 @@ def test_uploads_that_begin_while_the_sweep_stores_another_are_left_alone(house:
     assert customer.send(start(customer, bundle), 0, bundle.raw).status_code == 503
     store.broken = False
     store.came.clear()
-    sweeping = threading.Thread(target=uploads.sweep, args=(house.control,))
+    sweeping = threading.Thread(target=sweep_uploads, args=(house.control,))
     sweeping.start()
     assert store.came.wait(LONG)
     place = start(customer, bundle)

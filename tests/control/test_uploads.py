@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.control import uploads
 from sandbox.control.settings import Limits
+from sandbox.control.upload_sweep import sweep_uploads
 from tests.control.actors import TUS, Bundle, Customer, Person, code, make_bundle, ok
 from tests.control.conftest import House, open_house
 
@@ -242,7 +242,7 @@ def test_termination_expiry_and_strangers(house: House) -> None:
     house.clock.ahead += timedelta(days=8)
     answer = lab.send(late, 0, b"x")
     assert (answer.status_code, code(answer)) == (410, "upload-expired")
-    uploads.sweep(house.control)
+    sweep_uploads(house.control)
     assert parts(house) == []
     assert lab.call("HEAD", late, headers=TUS).status_code == 404
 
@@ -333,7 +333,7 @@ def test_a_store_that_fails_or_fails_but_stored(house: House, fault: str, mend: 
     if mend == "head":
         assert offset_of(customer, place) == len(bundle.raw)
     else:
-        uploads.sweep(house.control)
+        sweep_uploads(house.control)
     assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.control import uploads
 from sandbox.control.bundles import collect_garbage
 from sandbox.control.store import Reading
+from sandbox.control.upload_sweep import sweep_uploads
 from sandbox.errors import SealrigError
 from tests.control.actors import TUS, Bundle, Customer, code, make_bundle
 from tests.control.conftest import House, folder, open_house
@@ -143,8 +143,8 @@ def test_a_sweep_that_fails_is_done_by_the_next(house: House, customer: Customer
     customer.send(place, 0, bundle.raw)
     faults.arm("put", when)
     with pytest.raises(SealrigError):
-        uploads.sweep(house.control)
-    uploads.sweep(house.control)
+        sweep_uploads(house.control)
+    sweep_uploads(house.control)
     assert stored(house) == [bundle.digest]
 
 

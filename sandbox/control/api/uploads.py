@@ -18,6 +18,7 @@ from sandbox.control import uploads
 from sandbox.control.api.auth import ControlDep, Reader
 from sandbox.control.api.tus import PREFIX, VERSION
 from sandbox.control.errors import OffsetError, UploadError
+from sandbox.control.finishing import finish
 from sandbox.control.joining import join
 from sandbox.control.receiving import Checksum, receive
 from sandbox.errors import InputError
@@ -67,7 +68,7 @@ def create(request: Request, control: ControlDep, caller: Reader) -> Response:
         upload = uploads.create(control, caller, size=size, digest=_digest(metadata), lease=_lease(metadata))
     if upload.due:
         with control.uploading.hold(upload.id):
-            uploads.finish(control, upload.id)
+            finish(control, upload.id)
     headers = {"Location": f"/v1/uploads/{upload.id}", "Upload-Expires": upload.expires_at_http, "Upload-Offset": str(upload.offset)}
     return Response(status_code=201, headers=headers)
 
@@ -82,7 +83,7 @@ def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader
     found = uploads.find(control, caller, upload)
     if found.due:
         with control.uploading.hold(upload):
-            uploads.finish(control, upload)
+            finish(control, upload)
     headers = {
         "Upload-Offset": str(found.offset),
         "Upload-Length": str(found.size),
@@ -128,7 +129,7 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
         if received.cut:
             return Response(status_code=400)  # nobody is there to read it
         if received.offset == found.size and not found.is_part:
-            await run_in_threadpool(uploads.finish, control, upload)
+            await run_in_threadpool(finish, control, upload)
     return Response(status_code=204, headers={"Upload-Offset": str(received.offset), "Upload-Expires": expires})
 
 
