@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 
 from sandbox.control.assembling import assemble
 from sandbox.control.settings import Limits
+from sandbox.control.store import folder as folder_store
 from sandbox.control.store.pieces import open_whole
 from sandbox.control.upload_sweep import sweep_uploads
 from tests.control.actors import TUS, Bundle, Customer, code, make_bundle, ok
 from tests.control.conftest import House, open_house
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -180,6 +184,25 @@ def test_joining_copies_nothing_and_hashes_once(house: House, customer: Customer
     kept = house.control.settings.data / "bundles"
     assert {path.stat().st_ino for path in kept.rglob("*") if path.is_file()} == sent
     assert len(hashed) == 1
+
+
+def test_the_same_bundle_joined_twice_at_once_is_kept_once(
+    house: House, customer: Customer, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [send_parts(customer, bundle), send_parts(customer, bundle)]
+    met, real = threading.Barrier(2, timeout=20 * PATIENCE), folder_store._sync
+
+    def sync(source: Path) -> None:
+        real(source)
+        met.wait()  # neither has a name in the store when the other one looks
+
+    monkeypatch.setattr(folder_store, "_sync", sync)
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda places: join(customer, bundle.digest, places), both))
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
+    assert files(house) == []
+    assert len(list((house.control.settings.data / "bundles").glob("*/*"))) == 1
 
 
 # ---- the files
