@@ -21,7 +21,7 @@ from sandbox.control.store.pieces import open_whole
 from sandbox.control.upload_sweep import sweep_uploads
 from tests.control.actors import TUS, Bundle, Customer, code, make_bundle, ok
 from tests.control.conftest import House, open_house
-from tests.patience import PATIENCE
+from tests.patience import LONG
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_the_same_bundle_joined_twice_at_once_is_kept_once(
     house: House, customer: Customer, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = [send_parts(customer, bundle), send_parts(customer, bundle)]
-    met, real = threading.Barrier(2, timeout=20 * PATIENCE), folder_store._sync
+    met, real = threading.Barrier(2, timeout=LONG), folder_store._sync
 
     def sync(source: Path) -> None:
         real(source)
