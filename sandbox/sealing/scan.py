@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sandbox.errors import InputError, LimitError, UnsafePathError
-from sandbox.sealing.entries import MAX_ENTRIES, MAX_MTIME_NS, Entry, Kind, check_path, shown, unsafe_links
+from sandbox.sealing.entries import MAX_ENTRIES, MAX_MTIME_NS, MAX_PATH_BYTES, Entry, Kind, check_path, shown, unsafe_links
 from sandbox.sealing.table import pack, path_of, unpack
 
 _BLOCK = 512
@@ -88,7 +88,7 @@ def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
     """Find everything under ``sources``.
 
     One folder: what is in it. Anything else: each source under its own name. Symlinks are kept as links. What cannot be kept (devices,
-    sockets, pipes, links that leave the tree, overlong names) is refused by name, or left out if ``lenient``.
+    sockets, pipes, links that leave the tree, overlong names and targets) is refused by name, or left out if ``lenient``.
     Raises ``InputError``, ``LimitError`` or ``UnsafePathError``.
     """
     place = os.fsencode(sources[0]) if len(sources) == 1 and sources[0].is_dir() else None
@@ -224,6 +224,9 @@ class _Walker:
         if kind == stat.S_IFDIR:
             return Entry(path, Kind.DIR, mode, status.st_mtime_ns)
         if kind == stat.S_IFLNK:
+            if len(target) > MAX_PATH_BYTES:
+                raise InputError(f"the target of the symlink {shown(path)} is too long", rule="symlink-target", seen=f"{len(target)} bytes",
+                                 wanted=f"≤ {MAX_PATH_BYTES} bytes", fix="shorten the target, or remove the link")  # fmt: skip
             return Entry(path, Kind.SYMLINK, 0o777, status.st_mtime_ns, target=target)
         if kind != stat.S_IFREG:
             raise InputError(
