@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -31,32 +32,35 @@ class Output:
     """Writes a new file under a temporary name beside its place, hashing what is written. ``commit`` puts it there."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """``size`` bytes are going to be written; a disk without room for them is noticed now (``OSError``)."""
+        """``size`` bytes are going to be written; a disk without room for them is noticed on entering (``OSError``)."""
         self.path = path
         self.state = blake3()
         self.size = 0
         """Where ``write`` goes on."""
         self._started = 0
+        self._needed = size
         self._temp = path.parent / f".sealrig-{secrets.token_hex(8)}.part"  # a name of its own, so that a long one needs no cutting
-        self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except BaseException:
-            os.close(self._folder)
-            raise
-        try:
-            room = os.fstatvfs(self._fd)
-            if room.f_bavail * room.f_frsize < size:
-                self._refuse(path)
-        except BaseException:
-            self._close()
-            raise
+        self._fd = self._folder = -1
 
     def __enter__(self) -> Self:
+        # Made here and not before: from here on nothing, a signal neither, comes between the file and its removal.
+        try:
+            self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            room = os.fstatvfs(self._fd)
+            if room.f_bavail * room.f_frsize < self._needed:
+                self._refuse(self.path)
+        except BaseException:
+            self._end(keep=False)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._close()
+        try:
+            self._end(keep=kind is None)
+        except BaseException:  # told to end in the middle of it, which happens once
+            self._end(keep=kind is None)
+            raise
 
     def hash(self, data: memoryview | bytes) -> None:
         """Add bytes to the digest without writing them."""
@@ -97,16 +101,23 @@ class Output:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                 raise
             self._temp.rename(self.path)  # a file system without hard links
-        try:
-            os.fsync(self._folder)
-        except OSError:
-            self.path.unlink(missing_ok=True)  # told as a failure, so it must be one
-            raise
+        os.fsync(self._folder)
 
-    def _close(self) -> None:
-        os.close(self._fd)
-        os.close(self._folder)
-        self._temp.unlink(missing_ok=True)
+    def _end(self, *, keep: bool) -> None:
+        if not keep and self._is_named():
+            self.path.unlink(missing_ok=True)  # told as a failure, so it must be one
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._temp.unlink()
+        fd, folder, self._fd, self._folder = self._fd, self._folder, -1, -1
+        for number in (fd, folder):
+            if number >= 0:
+                os.close(number)
+
+    def _is_named(self) -> bool:
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self._fd))
+        except OSError:
+            return False
 
     @staticmethod
     def _refuse(path: Path) -> None:

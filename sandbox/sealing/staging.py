@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import secrets
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,11 +17,12 @@ class Staging:
     """The private folder; ``fd`` is open on it. Leaving it with an error removes all of it."""
 
     def __init__(self, dest: Path) -> None:
-        """Make it. Raises ``InputError`` unless ``dest`` is new or empty, and ``OSError``."""
+        """Choose its place; entering makes it (``OSError``). Raises ``InputError`` unless ``dest`` is new or empty."""
         self._dest = dest
         self._inside = dest.is_symlink() or dest.exists()
-        if self._inside and (not dest.is_dir() or any(dest.iterdir())):
-            seen = "a folder with something in it" if dest.is_dir() else "something that is no folder"
+        found = next(dest.iterdir(), None) if dest.is_dir() else None
+        if self._inside and (found is not None or not dest.is_dir()):
+            seen = "something that is no folder" if found is None else f"{found.name} in it"
             raise InputError(
                 f"{dest} is not an empty folder", rule="open-dest", seen=seen, wanted="a new or empty folder", fix="choose another folder"
             )
@@ -33,20 +33,34 @@ class Staging:
         # A destination that exists may be a mount point, onto which nothing can be renamed: then work inside it.
         name = f".sealrig-{secrets.token_hex(8)}.part"
         self._path = dest / name if self._inside else dest.parent / name
-        self._path.mkdir(mode=0o700)
-        try:
-            self.fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            self._path.rmdir()
-            raise
+        self.fd = -1
 
     def __enter__(self) -> Self:
+        # Made here and not before: from here on nothing, a signal neither, comes between the folder and its removal.
+        try:
+            self._path.mkdir(mode=0o700)
+            self.fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except BaseException:
+            self._end(remove=True)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self.fd)
-        if kind is not None:
-            _remove(self._path)
+        try:
+            self._end(remove=kind is not None)
+        except BaseException:  # told to end in the middle of it, which happens once
+            self._end(remove=kind is not None)
+            raise
+
+    def _end(self, *, remove: bool) -> None:
+        if remove and self.fd >= 0:
+            _empty(self.fd)
+        if remove:
+            with contextlib.suppress(OSError):
+                self._path.rmdir()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def publish(self, *, durable: bool) -> None:
         """Move the contents to the destination, all of them or, on an error, none; if ``durable``, they are before they are moved."""
@@ -57,38 +71,59 @@ class Staging:
         if self._inside:
             self._move_each(durable=durable)
             return
-        self._path.rename(self._dest)
         try:
+            self._path.rename(self._dest)
             if durable:
                 _sync_names(self._dest.parent)
         except BaseException:
-            with contextlib.suppress(OSError):
-                self._dest.rename(self._path)
+            if not os.path.lexists(self._path):  # it was moved; what stands there otherwise is not ours
+                with contextlib.suppress(OSError):
+                    self._dest.rename(self._path)
             raise
 
     def _move_each(self, *, durable: bool) -> None:
-        moved: list[str] = []
+        names = sorted(path.name for path in self._path.iterdir())
         try:
-            for name in sorted(path.name for path in self._path.iterdir()):
+            for name in names:
                 os.rename(name, self._dest / name, src_dir_fd=self.fd)
-                moved.append(name)
             if durable:
                 _sync_names(self._dest)
             self._path.rmdir()
         except BaseException:
-            for name in moved:
-                with contextlib.suppress(OSError):
-                    os.rename(self._dest / name, name, dst_dir_fd=self.fd)
+            left = set(os.listdir(self.fd))  # noqa: PTH208  (an open folder)
+            for name in names:
+                if name not in left:  # it was moved
+                    with contextlib.suppress(OSError):
+                        os.rename(self._dest / name, name, dst_dir_fd=self.fd)
             raise
 
 
-def _remove(path: Path) -> None:
-    # Folders may have been given modes that forbid their owner to empty them.
-    for place, folders, _ in os.walk(path):
-        for name in folders:
-            if not (Path(place) / name).is_symlink():
-                (Path(place) / name).chmod(0o700)
-    shutil.rmtree(path, ignore_errors=True)
+def _empty(folder: int) -> None:
+    """Remove what is in an open folder that nobody else uses, as far as the system lets us.
+
+    By paths from there, as everything was made, and not folder by folder: they may go deeper than a whole path, open files or calls do.
+    """
+    found = [b""]
+    for place in found:  # grows while it is walked
+        with contextlib.suppress(OSError):
+            if place:
+                os.chmod(place, 0o700, dir_fd=folder)  # its own mode may forbid its owner to empty it
+            here = os.open(place or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            try:
+                with os.scandir(here) as entries:
+                    inside = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+            finally:
+                os.close(here)
+            for name, is_folder in inside:
+                path = place + b"/" + name if place else name
+                if is_folder:
+                    found.append(path)
+                    continue
+                with contextlib.suppress(OSError):
+                    os.unlink(path, dir_fd=folder)
+    for place in reversed(found[1:]):
+        with contextlib.suppress(OSError):
+            os.rmdir(place, dir_fd=folder)
 
 
 def _sync_contents(folder: int) -> None:

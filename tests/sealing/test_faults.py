@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -123,6 +124,136 @@ def test_opening_onto_a_full_disk_leaves_nothing(place, monkeypatch, alice, name
             assert names(place) == before, (name, at)
             if inside:
                 assert names(dest) == []
+
+
+class ToldToEndError(BaseException):
+    """What a signal raises: right behind a call that did what it should."""
+
+
+def _ended_behind(monkeypatch, owner, name, at):
+    """Make the ``at``-th call of ``name`` do its work and then end the command. Returns the count of calls."""
+    calls = []
+    true = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        done = true(*args, **kwargs)
+        calls.append(name)
+        if len(calls) == at:
+            raise ToldToEndError
+        return done
+
+    monkeypatch.setattr(owner, name, call)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["open", "fstatvfs", "pwrite", "fsync", "link"])
+def test_sealing_that_is_ended_behind_any_call_leaves_nothing(place, monkeypatch, alice, name):
+    for at in range(1, 60):
+        with monkeypatch.context() as patch:
+            calls = _ended_behind(patch, os, name, at)
+            try:
+                seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+            except ToldToEndError:
+                pass
+            else:
+                assert 0 < len(calls) < at
+                break
+        assert names(place) == ["src"], (name, at)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["open", "pwrite", "mkdir", "link", "symlink", "rename", "fsync", "fstatvfs", "Path.rename", "Path.mkdir"])
+def test_opening_that_is_ended_behind_any_call_leaves_nothing(place, monkeypatch, alice, name, inside):
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    if inside:
+        (place / "out").mkdir()
+    before = names(place)
+    for at in range(1, 200):
+        with monkeypatch.context() as patch:
+            calls = _ended_behind(patch, Path if name.startswith("Path.") else os, name.removeprefix("Path."), at)
+            try:
+                open_bundle(place / "b", place / "out", key=alice)
+            except ToldToEndError:
+                pass
+            else:
+                assert len(calls) < at
+                assert at > 1 or name == "Path.rename"
+                break
+        assert names(place) == before, (name, at)
+        assert not inside or names(place / "out") == []
+
+
+def test_an_end_in_the_middle_of_removing_removes_the_rest(place, monkeypatch, alice):
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    monkeypatch.setattr(staging, "_sync_contents", _no_room)
+    for at in range(1, 100):
+        with monkeypatch.context() as patch:
+            calls = _ended_behind(patch, os, "unlink", at)
+            with pytest.raises((ToldToEndError, InputError)):
+                open_bundle(place / "b", place / "out", key=alice)
+        assert names(place) == ["b", "src"]
+        if len(calls) < at:
+            break
+    assert at > 1
+
+
+def _no_room(*_args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_folders_deeper_than_a_stack_of_calls_are_removed_too(tmp_path):
+    ram = Path("/dev/shm")
+    with TemporaryDirectory(prefix="sealrig-test-", dir=ram if os.access(ram, os.W_OK) else tmp_path) as place:
+
+        def fill(staged):
+            here = os.dup(staged.fd)
+            for _ in range(sys.getrecursionlimit() + 50):
+                os.mkdir("d", dir_fd=here)
+                there = os.open("d", os.O_RDONLY, dir_fd=here)
+                os.close(here)
+                here = there
+            os.close(os.open("secret", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+            os.fchmod(here, 0)
+            os.close(here)
+            raise ToldToEndError
+
+        with pytest.raises(ToldToEndError), staging.Staging(Path(place) / "out") as staged:
+            fill(staged)
+        assert names(Path(place)) == []
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_limit_on_the_size_of_files_is_an_error_like_a_full_disk(place, alice, inside):
+    """``ulimit -f``, which a process cannot see beforehand: the system takes a part of a write and refuses the next."""
+    (place / "src" / "random").write_bytes(os.urandom(3 * 2**20))
+    seal([place / "src"], place / "b", recipients=[alice.public], signer=alice.signing_key)
+    alice.save(place / "key")
+    (place / "out").mkdir()
+    before = names(place)
+    script = """
+import resource, sys
+from pathlib import Path
+from sandbox.errors import InputError
+from sandbox.sealing.bundle import open_bundle, seal
+from sandbox.sealing.keys import Identity
+root, dest = Path(sys.argv[1]), sys.argv[2]
+who = Identity.load(root / "key")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 2**20 + 100, resource.RLIM_INFINITY))
+for work in (
+    lambda: seal([root / "src"], root / "again", recipients=[who.public], signer=who.signing_key),
+    lambda: open_bundle(root / "b", root / dest, key=who),
+):
+    try:
+        work()
+    except InputError as error:
+        print(error.details["rule"], error.message)
+"""
+    words = [sys.executable, "-c", script, str(place), "out" if inside else "new"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert [line.rpartition(": ")[2] for line in done.stdout.splitlines()] == [os.strerror(errno.EFBIG)] * 2
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["disk"] * 2
+    assert names(place) == before
+    assert names(place / "out") == []
 
 
 def _told(monkeypatch, told, owner, name, text):
