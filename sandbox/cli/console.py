@@ -2,13 +2,15 @@
 
 A command asks for ``console()`` and uses ``say``, ``progress``, ``emit`` and ``fail``; it raises ``SealrigError`` (or the errors of
 the policy and attestation packages) for everything else. ``run`` is the only place that turns errors into words and exit codes:
-0 done, 1 refused or failed, 2 usage, 124 timed out, 130 interrupted. No traceback is shown without ``--debug``.
+0 done, 1 refused or failed, 2 usage, 124 timed out, 130 interrupted, 143 and the like ended by a signal. No traceback is shown without
+``--debug``.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sandbox.cli.bars import Bar
 from sandbox.cli.plain import plain
 from sandbox.cli.problem import EXIT_INTERRUPTED, EXIT_REFUSED, Problem, problem_of
+from sandbox.cli.unwinding import Terminated, unwinding
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -158,8 +161,14 @@ def run(command: Callable[[Sequence[str]], object], args: Sequence[str]) -> int:
     here = Console(json_output="--json" in flags, debug="--debug" in flags)
     token = _current.set(here)
     try:
-        with here.ends:
+        with unwinding(), here.ends:
             code = command(args)
+    except Terminated as ended:
+        try:
+            here.say(f"ended by {signal.Signals(ended.number).name}")
+        except OSError:  # a terminal that was closed; the interpreter must not try again at exit
+            sys.stderr = None
+        return 128 + ended.number
     except KeyboardInterrupt:
         here.say("interrupted")
         return EXIT_INTERRUPTED

@@ -23,11 +23,15 @@ def small_file(path: Path, limit: int = MAX_SMALL_BYTES) -> bytes:
 
 
 def new_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that is not there yet. Raises ``InputError`` for one that is."""
+    """Write a file that is not there yet, or nothing. Raises ``InputError`` for one that is, and ``OSError``."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError as error:
         raise InputError(f"{path} exists already", rule="file-overwrite", seen="an existing file", wanted="a new file",
                          fix="name another with -o, or remove it first") from error  # fmt: skip
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

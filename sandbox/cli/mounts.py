@@ -15,6 +15,7 @@ import typer
 from sandbox.cli.console import console, counted
 from sandbox.cli.context import KeyOption, PassphraseOption, ServerOption, identity
 from sandbox.cli.stored import Stored, StoredArgument, find, mountable, opened
+from sandbox.cli.unwinding import handling
 from sandbox.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ def _show(place: Path | Stored, folder: Path, start: Callable[[Path | Remote, Pa
     def end(_number: int, _frame: FrameType | None) -> None:
         ended.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
     told = 0
 
     def tell(problems: Sequence[Problem]) -> None:
@@ -77,7 +76,11 @@ def _show(place: Path | Stored, folder: Path, start: Callable[[Path | Remote, Pa
             out.warn(f"{problem.get('path', place)}: {problem.get('message', 'a read failed')}")
             told += 1
 
-    with mountable(place) as bundle, start(bundle, folder) as mounted:
+    with (
+        handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), end),
+        mountable(place) as bundle,
+        start(bundle, folder) as mounted,
+    ):
         out.emit(
             {"bundle": str(place), "path": str(folder), "entries": files}, f"{folder}  {counted(files, 'entry', 'entries')}, read-only"
         )

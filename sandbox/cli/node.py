@@ -12,6 +12,7 @@ import typer
 
 from sandbox.cli.console import Progress, console, shown
 from sandbox.cli.context import ServerOption, client, secret_line
+from sandbox.cli.unwinding import handling
 from sandbox.told import driver_words, gpu_words
 
 if TYPE_CHECKING:
@@ -67,9 +68,7 @@ def run(data: DataOption = _DEFAULT_DATA) -> None:
         # In a thread of its own: a signal may arrive while the main thread holds the very lock that stopping needs.
         threading.Thread(target=supervisor.stop, name="stop", daemon=True).start()
 
-    with only_one(folder):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+    with only_one(folder), handling((signal.SIGINT, signal.SIGTERM), stop):
         supervisor.run()
 
 

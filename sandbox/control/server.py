@@ -96,9 +96,8 @@ def serve(settings: ControlSettings, listen: Listen, *, ready: Callable[[str], N
 
     Raises ``UsageError`` for what is wrong with address, certificate or data folder.
     """
-    os.umask(0o077)  # whatever this process writes, nobody else on the machine can read
     _log_to_stderr()
-    with open_control(settings) as control:
+    with _private(), open_control(settings) as control:
         finish_erasures(control)
         follow_default(control)
         first_token(control)
@@ -112,6 +111,16 @@ def serve(settings: ControlSettings, listen: Listen, *, ready: Callable[[str], N
         finally:
             bound.close()
             sweeper.stop()
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    """Let nobody else on the machine read what this process writes meanwhile."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def first_token(control: Control) -> None:

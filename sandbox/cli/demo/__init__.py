@@ -48,29 +48,28 @@ def demo(
             fix="run './dev demo', or: sudo sealrig demo",
         )
     screen = Screen(to_stderr=here.json)
-    interrupts = Interrupts()
-    with interrupts.held():
-        folder = _folder(keep)
-        story = Story(folder, Engine(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET), screen, interrupts)
-    finished = interrupted = False
-    try:
-        done = story.tell()
-        finished = True
-    except KeyboardInterrupt:
-        interrupted = True
-        screen.say("\ninterrupted: ending the lease, wiping, stopping everything", "yellow")
-        raise
-    finally:
-        interrupts.ignore()  # the cleaning up comes to its end
+    with Interrupts() as interrupts:
+        with interrupts.held():
+            folder = _folder(keep)
+            story = Story(folder, Engine(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET), screen, interrupts)
+        finished = interrupted = False
         try:
-            story.close()
+            done = story.tell()
+            finished = True
+        except KeyboardInterrupt:
+            interrupted = True
+            screen.say("\ninterrupted: ending the lease, wiping, stopping everything", "yellow")
+            raise
         finally:
-            if interrupted or (keep is None and not finished):
-                remove_folder(folder)
-            elif keep is None:
-                story.remove_private()
-            _give_to_caller(folder)
-            interrupts.restore()
+            interrupts.ignore()  # the cleaning up comes to its end
+            try:
+                story.close()
+            finally:
+                if interrupted or (keep is None and not finished):
+                    remove_folder(folder)
+                elif keep is None:
+                    story.remove_private()
+                _give_to_caller(folder)
     level = str(done.info.level)
     for line in LEVEL_MEANS.get(level, (f"Assurance level: {level}.",)):
         screen.say(line)
