@@ -12,6 +12,7 @@ a bundle that neither the kernel nor the program has seen.
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import statistics
 import subprocess
@@ -85,7 +86,8 @@ class _Place:
 
 
 def _read(path: Path) -> float:
-    buffer = bytearray(CHUNK)
+    # Whole pages, as cat and cp have: some processors copy three times slower to addresses a few bytes above a page's beginning.
+    buffer = mmap.mmap(-1, CHUNK)
     start = time.perf_counter()
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):

@@ -146,6 +146,10 @@ class BundleReader:
         """Return the plaintext of one segment, which is shared: look, do not touch. Raises ``BundleTamperedError``."""
         return self._segments.get(index)
 
+    def segments(self, indices: range) -> Iterator[bytearray]:
+        """Return the plaintext of segments that follow each other, as ``segment`` does, each with its own error."""
+        return self._segments.get_all(indices)
+
     def close(self) -> None:
         """Forget decrypted segments; the source stays the caller's to close."""
         self._segments.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sandbox.sealing.algorithms import TAG_BYTES
@@ -14,6 +15,9 @@ from sandbox.sealing.stream import Stream
 READ_AHEAD_THREADS = 4
 READERS = 64
 """How many segments last asked for are remembered, to tell who reads on and on among many readers."""
+
+_bytearray = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_bytearray.restype, _bytearray.argtypes = ctypes.py_object, (ctypes.c_char_p, ctypes.c_ssize_t)
 
 
 class _Slot:
@@ -70,28 +74,45 @@ class SegmentCache:
 
     def get(self, index: int) -> bytearray:
         """Return segment ``index``, which is shared: look, do not touch. Raises ``BundleTamperedError``, and what reading raises."""
-        runs: list[dict[int, _Slot]] = []
+        return next(self.get_all(range(index, index + 1)))
+
+    def get_all(self, indices: range) -> Iterator[bytearray]:
+        """Return segments that follow each other, as ``get`` does, each with its own error.
+
+        What nobody loads yet is loaded before what others load is waited for: two who share the segment at their seam load the rest of
+        what they want at the same time.
+        """
         with self._lock:
-            slot = self._used.get(index) or self._early.pop(index, None)
-            mine = slot is None
-            if slot is None:
-                slot = self._claim()
-            self._used[index] = slot
-            self._used.move_to_end(index)
-            if index not in self._recent:
-                self._recent[index] = None
-                if len(self._recent) > READERS:
-                    self._recent.popitem(last=False)
-                if self._pool is not None and index - 1 in self._recent:
-                    for numbers in self._missing(index + 1):
-                        runs.append({number: self._claim() for number in numbers})
-                        self._early |= runs[-1]
-        for slots in runs:
+            slots: list[_Slot] = []
+            mine: dict[int, _Slot] = {}
+            for index in indices:
+                slot = self._used.get(index) or self._early.pop(index, None)
+                if slot is None:
+                    slot = mine[index] = self._claim()
+                self._used[index] = slot
+                self._used.move_to_end(index)
+                slots.append(slot)
+            ahead = [] if self._pool is None else [run for index in indices for run in self._follow(index)]
+        for run in ahead:
             if self._pool is not None:
-                self._pool.submit(self._load, slots)
-        if mine:
-            self._load({index: slot})
-        return slot.wait()
+                self._pool.submit(self._load, run)
+        for numbers in self._runs(mine, self._run):
+            self._load({number: mine[number] for number in numbers})
+        return (slot.wait() for slot in slots)
+
+    def _follow(self, index: int) -> list[dict[int, _Slot]]:
+        """Remember who asked for ``index``, and return what to read ahead for them, claimed."""
+        if index in self._recent:
+            return []
+        self._recent[index] = None
+        if len(self._recent) > READERS:
+            self._recent.popitem(last=False)
+        if index - 1 not in self._recent:
+            return []
+        runs = [{number: self._claim() for number in numbers} for numbers in self._missing(index + 1)]
+        for run in runs:
+            self._early |= run
+        return runs
 
     def _missing(self, start: int) -> list[list[int]]:
         """Return what is to be read ahead from ``start``, in runs; nothing while there is less than a whole run of it."""
@@ -101,9 +122,14 @@ class SegmentCache:
         run = min(self._run, ahead)
         if len(wanted) < run and stop < self._stream.segments:
             return []
+        return self._runs(wanted, run)
+
+    @staticmethod
+    def _runs(numbers: Iterable[int], longest: int) -> list[list[int]]:
+        """Return rising numbers in runs of at most ``longest`` that follow each other."""
         runs: list[list[int]] = []
-        for number in wanted:
-            if runs and runs[-1][-1] == number - 1 and len(runs[-1]) < run:
+        for number in numbers:
+            if runs and runs[-1][-1] == number - 1 and len(runs[-1]) < longest:
                 runs[-1].append(number)
             else:
                 runs.append([number])
@@ -145,7 +171,7 @@ class SegmentCache:
             return
         for (index, slot), data in zip(slots.items(), sealed, strict=True):
             try:
-                out = bytearray(len(data) - TAG_BYTES)
+                out = _uncleared(len(data) - TAG_BYTES)
                 self._stream.open_segment(index, data, memoryview(out))
             except BaseException as error:  # noqa: BLE001  (as above)
                 if self._forget is not None:
@@ -170,3 +196,9 @@ class SegmentCache:
     def _span(self, index: int) -> Span:
         low, high = self._stream.sealed_span(index)
         return low, high - low
+
+
+def _uncleared(size: int) -> bytearray:
+    """Return a bytearray of whatever was in memory: clearing takes a tenth of a segment's time, and a segment fills it or is given up."""
+    made: bytearray = _bytearray(None, size)  # https://docs.python.org/3/c-api/bytearray.html: without a string it is not initialised
+    return made

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sandbox.errors import SealrigError
@@ -81,10 +81,13 @@ class View:
         """
         entry = self._files[handle]
         position, stop = entry.offset + offset, entry.offset + min(offset + size, entry.size)
+        if position >= stop:
+            return 0
         done = 0
+        segments = self._reader.segments(range(segment_at(position)[0], segment_at(stop - 1)[0] + 1))
         while position < stop:
             index, place = segment_at(position)
-            segment = self._segment(path, index)
+            segment = self._verified(path, index, segments)
             count = min(stop - position, len(segment) - place)
             # One byte's address, not an array of ``count``: for each new length ctypes would make a new type.
             ctypes.memmove(address + done, ctypes.addressof(ctypes.c_char.from_buffer(segment, place)), count)
@@ -107,12 +110,13 @@ class View:
                 children[entry.path] = []
         return children
 
-    def _segment(self, path: str, index: int) -> bytearray:
+    def _verified(self, path: str, index: int, segments: Iterator[bytearray]) -> bytearray:
         try:
-            return self._reader.segment(index)
+            return next(segments)
         except SealrigError as error:
             self._tell({"event": "error", "path": path, "segment": index, "code": error.code, "message": error.message})
-            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+            # Its frames hold the segments beside it, and those the error: a circle that only the collector would end.
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error.with_traceback(None)
 
     def _find(self, name: bytes) -> Entry:
         entry = self._entries.get(name)

@@ -13,7 +13,6 @@ import os
 import select
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +32,20 @@ from attestation.signing import VerifyKey, b64decode
 from sandbox.errors import SealrigError
 from sandbox.sealing.cache import CachedSource
 from sandbox.sealing.keys import DataKey
-from sandbox.sealing.mountinfo import is_mounted, source_name
+from sandbox.sealing.mountinfo import source_name
 from sandbox.sealing.reader import BundleReader
 from sandbox.sealing.source import FileSource, Source
 from sandbox.sealing.view import View
 
 CACHED_SEGMENTS = 32
-"""Decrypted segments kept in memory, 1 MiB each, half of them read ahead; the kernel's page cache keeps what was read besides."""
-READ_AHEAD_SEGMENTS = 4
+"""Decrypted segments kept in memory, 1 MiB each; the kernel's page cache keeps what was read besides."""
 REMOTE_READ_AHEAD_SEGMENTS = 16
 REMOTE_RUN_SEGMENTS = 4
 """Segments that one request asks for: answering a request costs a server as much as sending some of them."""
-READ_AHEAD_KIB = 1024
 THREADS = 10
 MAX_TOLD = 1000
 """Failed reads that are told; each segment once for each reason."""
 _FOREVER = 86400
-_MOUNT_SECONDS = 30.0
 _MAX_ORDER_BYTES = 2**16
 
 
@@ -110,7 +106,6 @@ def serve(order: dict[str, Any], tell: _Teller) -> None:
         stack.callback(reader.close)
         view = _Operations(reader, owner=(order["owner"][0], order["owner"][1]), tell=tell)
         tell({"event": "ready"})
-        threading.Thread(target=_widen_read_ahead, args=(Path(order["folder"]),), daemon=True).start()
         options: dict[str, Any] = {"allow_other": True} if order["allow_other"] else {}
         if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
             # Both named, because libfuse 3.14 warns of its own defaults; and threads that stay need not be made anew.
@@ -126,7 +121,7 @@ def serve(order: dict[str, Any], tell: _Teller) -> None:
 def _source(order: dict[str, Any], stack: contextlib.ExitStack) -> tuple[Source, CachedSource | None, int, int]:
     """Return where the ciphertext comes from, what keeps it, how far to read ahead, and how much at once."""
     if "file" in order["source"]:
-        return stack.enter_context(FileSource(Path(order["source"]["file"]))), None, READ_AHEAD_SEGMENTS, 1
+        return stack.enter_context(FileSource(Path(order["source"]["file"]))), None, 0, 1  # the kernel reads ahead
     from sandbox.sealing.remote import HttpSource, content_url
 
     remote = order["source"]
@@ -135,19 +130,6 @@ def _source(order: dict[str, Any], stack: contextlib.ExitStack) -> tuple[Source,
     cached = CachedSource(source, Path(remote["cache"]), remote["limit"])
     stack.callback(cached.close)
     return source, cached, REMOTE_READ_AHEAD_SEGMENTS, REMOTE_RUN_SEGMENTS
-
-
-def _widen_read_ahead(folder: Path) -> None:
-    # The kernel's default of 128 KiB a request costs a third of the speed; only root may change it, and nothing depends on it.
-    end = time.monotonic() + _MOUNT_SECONDS
-    while time.monotonic() < end:
-        if is_mounted(folder):
-            with contextlib.suppress(OSError):
-                device = folder.stat().st_dev
-                place = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-                place.write_text(str(READ_AHEAD_KIB), encoding="ascii")
-            return
-        time.sleep(0.01)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from sandbox.errors import InputError, ServerError
 from sandbox.sealing.bundle import bundle_digest, data_key, read_header, seal
 from sandbox.sealing.keys import DataKey
-from sandbox.sealing.mount import Mount, Remote, Spare
+from sandbox.sealing.mount import READ_AHEAD_KIB, Mount, Remote, Spare
 from sandbox.sealing.mountinfo import is_mounted
 from tests.patience import LONG
 from tests.sealing.ranged import TOKEN, serving
@@ -83,6 +83,12 @@ def test_ranges_and_mmap(sealed, mounted):
         assert os.pread(file.fileno(), 100, len(want) + 50) == b""
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
             assert view[1_048_500:1_048_600] == want[1_048_500:1_048_600]
+
+
+def test_the_kernel_reads_ahead_as_far_as_wanted_from_the_first_open_on(mounted):
+    device = mounted.folder.stat().st_dev
+    place = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert int(place.read_text()) == READ_AHEAD_KIB
 
 
 def test_many_readers_at_once(sealed, mounted):

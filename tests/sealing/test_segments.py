@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import gc
 import os
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sandbox.errors import BundleTamperedError
+from sandbox.sealing import segments
 from sandbox.sealing.algorithms import SEGMENT_BYTES
+from sandbox.sealing.entries import Entry, Kind
 from sandbox.sealing.keys import DataKey
 from sandbox.sealing.segments import SegmentCache
 from sandbox.sealing.stream import Stream
+from sandbox.sealing.view import View
 from tests.patience import LONG
 
 SEGMENTS = 72
@@ -44,6 +50,12 @@ class Sealed:
         if self.slow in numbers:
             assert self.gate.wait(LONG)
         return [bytes(self.sealed[number]) for number in numbers]
+
+    def wait_for(self, asked: list[int]) -> None:
+        end = time.monotonic() + LONG
+        while self.asked != asked:
+            assert time.monotonic() < end, f"asked for {self.asked} instead of {asked}"
+            time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
@@ -138,5 +150,65 @@ def test_a_segment_that_fails_is_told_to_all_and_nothing_of_it_is_kept(source):
         assert source.asked == [3, 3, 4]
         assert forgotten == [3 * SEGMENT_BYTES, 3 * SEGMENT_BYTES, 4 * SEGMENT_BYTES]
         assert [ref() for ref in watched] == [None] * 3, "without the collector's help"
+    finally:
+        gc.enable()
+
+
+def test_who_shares_a_segment_loads_the_next_one_before_waiting_for_it(source):
+    cache = SegmentCache(source.stream, source.read, capacity=8)
+    source.slow = 7
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, 7)
+        source.wait_for([7])
+        both = pool.submit(lambda: list(cache.get_all(range(7, 9))))
+        source.wait_for([7, 8])
+        source.gate.set()
+        assert first.result(LONG) == source.plain[7]
+        assert both.result(LONG) == source.plain[7:9]
+    assert source.asked == [7, 8]
+
+
+class Shown:
+    """What a view needs of a reader, over one cache."""
+
+    def __init__(self, cache: SegmentCache, size: int) -> None:
+        self.segments = cache.get_all
+        self._size = size
+
+    def entries(self):
+        return {b"f": Entry(b"f", Kind.FILE, mode=0o644, mtime_ns=0, size=self._size, offset=0)}
+
+
+def test_a_read_that_fails_in_a_view_names_its_segment_and_keeps_no_plaintext_of_those_beside_it(source, monkeypatch):
+    class Watched(bytearray):
+        """Plaintext that can be watched."""
+
+    watched: list[weakref.ref[Watched]] = []
+
+    def make(size):
+        made = Watched(size)
+        watched.append(weakref.ref(made))
+        return made
+
+    def read(spans):
+        pieces = [bytearray(data) for data in source.read(spans)]
+        for piece, (offset, _) in zip(pieces, spans, strict=True):
+            piece[100] ^= offset == 4 * SEGMENT_BYTES
+        return pieces
+
+    monkeypatch.setattr(segments, "_uncleared", make)
+    cache = SegmentCache(source.stream, read, capacity=2)
+    told = []
+    view = View(Shown(cache, source.stream.plain_size), owner=(0, 0), tell=told.append)
+    reply = ctypes.create_string_buffer(3 * SEGMENT_BYTES)
+    gc.disable()
+    try:
+        with pytest.raises(OSError) as caught:
+            view.read_into("/f", ctypes.addressof(reply), 2 * SEGMENT_BYTES, 3 * SEGMENT_BYTES, view.open("/f", os.O_RDONLY))
+        assert caught.value.errno == errno.EIO
+        del caught
+        assert [(event["segment"], event["code"]) for event in told] == [(4, "bundle-tampered")]
+        cache.close()
+        assert [ref() for ref in watched] == [None] * len(watched), "without the collector's help"
     finally:
         gc.enable()
