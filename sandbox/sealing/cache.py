@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.sealing.algorithms import SEGMENT_BYTES
-from sandbox.sealing.source import Source, Span, read_spans
+from sandbox.sealing.source import Piece, Source, Span, read_spans
 
 
 @dataclass
@@ -47,11 +47,11 @@ class CachedSource:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``, from the file or else from the source, which says what it raises."""
-        return self.read_spans([(offset, length)])[0]
+        return bytes(self.read_spans([(offset, length)])[0])  # no copy: one piece is bytes
 
-    def read_spans(self, spans: Sequence[Span]) -> list[bytes]:
+    def read_spans(self, spans: Sequence[Span]) -> list[Piece]:
         """Return pieces that follow each other; what is not in the file is asked of the source as one for each gap."""
-        found = {at: self._kept_piece(at, length) for at, length in spans}
+        found: dict[int, Piece | None] = {at: self._kept_piece(at, length) for at, length in spans}
         gap: list[Span] = []
         for span in (*spans, None):
             if span is not None and found[span[0]] is None:
@@ -95,7 +95,7 @@ class CachedSource:
                 self._free.append(slot.number)  # forgotten while it was read
         return data if len(data) == length else None
 
-    def _keep(self, offset: int, data: bytes) -> None:
+    def _keep(self, offset: int, data: Piece) -> None:
         with self._lock:
             number = None if offset in self._kept or len(data) > SEGMENT_BYTES else self._claim()
         if number is None:

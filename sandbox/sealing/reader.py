@@ -17,7 +17,7 @@ from sandbox.sealing.format import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Header, 
 from sandbox.sealing.index import read_index
 from sandbox.sealing.keys import DataKey, Identity
 from sandbox.sealing.segments import SegmentCache
-from sandbox.sealing.source import Source, Span, read_spans
+from sandbox.sealing.source import Piece, Source, Span, read_spans
 from sandbox.sealing.stream import Stream, iterate_stream, plain_size, segment_at
 from sandbox.sealing.table import Table
 
@@ -163,7 +163,7 @@ class BundleReader:
             position += len(piece)
             yield piece
 
-    def _read_payload(self, spans: Sequence[Span]) -> list[bytes]:
+    def _read_payload(self, spans: Sequence[Span]) -> list[Piece]:
         offset = self.header.payload_offset
         placed = [(offset + at, length) for at, length in spans]
         return read_spans(self._source, placed) if self._cache is None else self._cache.read_spans(placed)

@@ -30,7 +30,6 @@ ANSWER_SECONDS = 60.0
 MAX_IDLE = 8
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
-_PIECE = 256 * 1024
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _SPAN = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
@@ -166,18 +165,14 @@ class HttpSource:
             raise ServerError("the server sent another range", rule="bundle-range", seen=str(answer.getheader("Content-Range"))[:100],
                               wanted=f"bytes {start}-{end - 1} of {self._etag}",
                               fix="ask the operator which server answers here")  # fmt: skip
-        pieces, left = [], last - start
-        while left:
-            piece = answer.read(min(_PIECE, left))
-            if not piece:
-                raise http.client.IncompleteRead(b"", left)
-            pieces.append(piece)
-            left -= len(piece)
+        data = answer.read(last - start)  # at once: the standard library receives it in its place
+        if len(data) != last - start:
+            raise http.client.IncompleteRead(b"", last - start - len(data))
         answer.read()  # nothing is left; this ends the answer, so that the connection can be used again
         with self._lock:
             self._size = size
             self.fetched += last - start
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return data
 
     def _take(self) -> http.client.HTTPConnection:
         with self._lock:

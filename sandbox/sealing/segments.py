@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sandbox.sealing.algorithms import TAG_BYTES
-from sandbox.sealing.source import Span
+from sandbox.sealing.source import Piece, Span
 from sandbox.sealing.stream import Stream
 
 READ_AHEAD_THREADS = 4
@@ -46,7 +46,7 @@ class SegmentCache:
     def __init__(
         self,
         stream: Stream,
-        read_spans: Callable[[Sequence[Span]], list[bytes]],
+        read_spans: Callable[[Sequence[Span]], list[Piece]],
         *,
         capacity: int,
         ahead: int = 0,

@@ -27,11 +27,15 @@ class Source(Protocol):
         ...
 
 
-def read_spans(source: Source, spans: Sequence[Span]) -> list[bytes]:
+Piece = bytes | memoryview
+"""Some of a source's bytes, perhaps within a longer read that lives as long."""
+
+
+def read_spans(source: Source, spans: Sequence[Span]) -> list[Piece]:
     """Return pieces that follow each other, read as one."""
     start, total = spans[0][0], sum(length for _, length in spans)
     data = source.read_at(start, total)
-    return [data] if len(spans) == 1 else [data[at - start : at - start + length] for at, length in spans]
+    return [data] if len(spans) == 1 else [memoryview(data)[at - start : at - start + length] for at, length in spans]
 
 
 class FileSource:

@@ -40,7 +40,7 @@ from sandbox.sealing.view import View
 CACHED_SEGMENTS = 32
 """Decrypted segments kept in memory, 1 MiB each; the kernel's page cache keeps what was read besides."""
 REMOTE_READ_AHEAD_SEGMENTS = 16
-REMOTE_RUN_SEGMENTS = 4
+REMOTE_RUN_SEGMENTS = 8
 """Segments that one request asks for: answering a request costs a server as much as sending some of them."""
 THREADS = 10
 MAX_TOLD = 1000
