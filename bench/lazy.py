@@ -1,6 +1,6 @@
 """A mounted bundle against the plain file and an empty FUSE server; a bundle on a server against its plain download.
 
-``python -m bench.lazy [--json] [--size 512Mi] [--large 10Gi]``. Needs root and fuse3, and disk for two files of ``--large``.
+``python -m bench.lazy [PART…] [--json] [--size 512Mi] [--large 2Gi]``. Needs root and fuse3, and disk for two files of ``--large``.
 
 ``first byte`` runs from the call that mounts to the first byte read, and must not depend on the size: with a process that waits for its
 order, as a node keeps one, and with none, against a Python that only imports the libraries. With many files the index comes first, whole,
@@ -33,7 +33,7 @@ from sandbox.customer.state import State
 from sandbox.customer.upload import push
 from sandbox.sealing.bundle import BundleReader, DataKey, FileSource, data_key, read_header, seal
 from sandbox.sealing.keys import Identity
-from sandbox.sealing.mount import Mount, Remote, Spare
+from sandbox.sealing.mount import READ_AHEAD_KIB, Mount, Remote, Spare
 from sandbox.sealing.mountinfo import is_mounted
 from sandbox.sealing.remote import HttpSource, content_url
 from tests.control.server_process import ServerProcess
@@ -52,7 +52,8 @@ class Null(mfusepy.Operations):
 mfusepy.FUSE(Null(), sys.argv[1], foreground=True, ro=True, kernel_cache=True, attr_timeout=86400, entry_timeout=86400,
              max_threads=10, max_idle_threads=10)
 """
-_READ_AHEAD = "1024"
+PARTS = ("local", "remote", "many", "file")
+_READ_AHEAD = str(READ_AHEAD_KIB)
 _SPARE_SECONDS = 2.0
 _ONE = 20
 _MANY_FILES = 20_000
@@ -173,17 +174,37 @@ def _cold(path: Path) -> None:
 
 def measure() -> list[Row]:
     """Run all rows."""
+    options = _options()
+    parts = options.parts or PARTS
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sealrig-bench-") as name:
+        place = _Place(Path(name), options.size)
+        place.view.mkdir()
+        if {"local", "remote"} & set(parts):
+            sealed = place.seal(place.size, place.root)
+            if "local" in parts:
+                rows += _local(place, *sealed, options.rounds)
+            if "remote" in parts:
+                rows += _remote(place, *sealed, options.rounds)
+        if "many" in parts:
+            rows += _many_files(place, options.rounds)
+    if "file" in parts:
+        with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sealrig-bench-") as name:
+            rows += _files(_Place(Path(name), 0), options.large)
+    return rows
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="bench.lazy")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without any")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--size", type=parse_size, default=512 * 2**20)
-    parser.add_argument("--large", type=parse_size, default=10 * 2**30)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large", type=parse_size, default=2 * 2**30)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sealrig-bench-") as name:
-        rows = _views(_Place(Path(name), options.size), options.rounds)
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sealrig-bench-") as name:
-        rows += _files(_Place(Path(name), 0), options.large)
-    return rows
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part called {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
+    return options
 
 
 def _served(place: _Place, sealed: Path) -> tuple[ServerProcess, Remote]:
@@ -195,37 +216,53 @@ def _served(place: _Place, sealed: Path) -> tuple[ServerProcess, Remote]:
     return server, Remote(address, customer.token, digest, place.root / "fetched", 2**40)
 
 
-def _views(place: _Place, rounds: int) -> list[Row]:
-    place.view.mkdir()
-    sealed, key = place.seal(place.size, place.root)
-    server, remote = _served(place, sealed)
+def _local(place: _Place, sealed: Path, key: DataKey, rounds: int) -> list[Row]:
     times: Times = {}
+    for _ in range(rounds):
+        _view(place, sealed, key, times, "from nothing")
+        _view(place, sealed, key, times, "view", spare=Spare())
+        times.setdefault("imports", []).append(_imports())
+        times.setdefault("null", []).append(_null(place))
+        times.setdefault("plain", []).append(_read(place.root / "source" / "data"))
+    middle, speed = _medians(place, times)
+    return [
+        Row("first byte, a process waits for its order", middle["first view"] * 1000, "ms", at_most=100),
+        Row("first byte, from nothing", middle["first from nothing"] * 1000, "ms", "Python and imports", middle["imports"] * 1000),
+        Row("sequential", speed["view"], "GB/s", "null FUSE server", speed["null"], at_least=1),
+        Row("sequential", speed["view"], "GB/s", "plain file", speed["plain"]),
+        Row("sequential, cached by the kernel", speed["again view"], "GB/s", "plain file", speed["plain"]),
+    ]
+
+
+def _remote(place: _Place, sealed: Path, key: DataKey, rounds: int) -> list[Row]:
+    times: Times = {}
+    server, remote = _served(place, sealed)
     try:
         for _ in range(rounds):
-            _view(place, sealed, key, times, "from nothing")
-            _view(place, sealed, key, times, "view", spare=Spare())
-            times.setdefault("imports", []).append(_imports())
-            times.setdefault("null", []).append(_null(place))
-            times.setdefault("plain", []).append(_read(place.root / "source" / "data"))
             _view(place, remote, key, times, "remote", spare=Spare())
             times.setdefault("download", []).append(_download(remote))
     finally:
         server.close()
-    many, many_key = _many(place)
-    for _ in range(rounds):
-        _view(place, many, many_key, times, "many", spare=Spare())
-    middle = {what: statistics.median(found) for what, found in times.items()}
-    speed = {what: place.size / seconds / 1e9 for what, seconds in middle.items()}
+    middle, speed = _medians(place, times)
     return [
-        Row("first byte, a process waits for its order", middle["first view"] * 1000, "ms", at_most=100),
-        Row("first byte, from nothing", middle["first from nothing"] * 1000, "ms", "Python and imports", middle["imports"] * 1000),
-        Row(f"first byte of a bundle of {_MANY_FILES} files, a process waits", middle["first many"] * 1000, "ms"),
         Row("first byte of a bundle on a server, a process waits", middle["first remote"] * 1000, "ms", at_most=100),
-        Row("sequential", speed["view"], "GB/s", "null FUSE server", speed["null"], at_least=1),
-        Row("sequential", speed["view"], "GB/s", "plain file", speed["plain"]),
-        Row("sequential, cached by the kernel", speed["again view"], "GB/s", "plain file", speed["plain"]),
         Row("sequential, of a bundle on a server", speed["remote"], "GB/s", "plain download", speed["download"]),
     ]
+
+
+def _many_files(place: _Place, rounds: int) -> list[Row]:
+    times: Times = {}
+    sealed, key = _many(place)
+    for _ in range(rounds):
+        _view(place, sealed, key, times, "many", spare=Spare())
+    middle, _ = _medians(place, times)
+    return [Row(f"first byte of a bundle of {_MANY_FILES} files, a process waits", middle["first many"] * 1000, "ms")]
+
+
+def _medians(place: _Place, times: Times) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median seconds of each contestant, and the GB/s that they make of the large file."""
+    middle = {what: statistics.median(found) for what, found in times.items()}
+    return middle, {what: place.size / seconds / 1e9 for what, seconds in middle.items()}
 
 
 def _files(place: _Place, size: int) -> list[Row]:
