@@ -7,7 +7,6 @@ import errno
 import gc
 import os
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +20,7 @@ from sandbox.sealing.keys import DataKey
 from sandbox.sealing.segments import SegmentCache
 from sandbox.sealing.stream import Stream
 from sandbox.sealing.view import View
-from tests.patience import LONG
+from tests.patience import LONG, eventually
 
 SEGMENTS = 72
 
@@ -50,12 +49,6 @@ class Sealed:
         if self.slow in numbers:
             assert self.gate.wait(LONG)
         return [bytes(self.sealed[number]) for number in numbers]
-
-    def wait_for(self, asked: list[int]) -> None:
-        end = time.monotonic() + LONG
-        while self.asked != asked:
-            assert time.monotonic() < end, f"asked for {self.asked} instead of {asked}"
-            time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +152,9 @@ def test_who_shares_a_segment_loads_the_next_one_before_waiting_for_it(source):
     source.slow = 7
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(cache.get, 7)
-        source.wait_for([7])
+        eventually(lambda: source.asked == [7])
         both = pool.submit(lambda: list(cache.get_all(range(7, 9))))
-        source.wait_for([7, 8])
+        eventually(lambda: source.asked == [7, 8])
         source.gate.set()
         assert first.result(LONG) == source.plain[7]
         assert both.result(LONG) == source.plain[7:9]
