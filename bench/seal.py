@@ -26,7 +26,7 @@ from sandbox.sealing.keys import Identity
 
 PARTS = ("limits", "file", "memory", "tree", "disk")
 MEMORY_GOAL_MIB = 64
-MANY_FILES = 100_000
+MANY_FILES = 200_000
 _MEASURE = """
 import sys
 from pathlib import Path

@@ -6,6 +6,7 @@ key wrap              HPKE base mode (RFC 9180), KEM MLKEM768_X25519 (0x647a: sa
 bundle payload, index Tink streaming AEAD ``AES256_GCM_HKDF_1MB``: a random 32-byte salt gives every stream its own
                       AES key (HKDF-SHA256 of the data key; the associated data is HKDF's ``info``), so that one data
                       key may serve the payload and the index without a nonce ever meeting its key twice
+temporary files       the same streams, under a random key that never leaves the process that writes and reads them
 log chunks            AES-256-GCM under a fresh key for each log; nonce = chunk number and last flag
 signatures            Ed25519 in DSSE envelopes (``attestation.signing``)
 digests               BLAKE3 for bundles and files, SHA-256 for short documents and for binding

@@ -27,7 +27,7 @@ MAX_FOLLOWED = 10_000_000
 """Parts of targets gone through for all symlinks of a bundle: a few for each, but links through links can multiply to hours."""
 MAX_SIZE = 2**50
 MAX_ENTRIES = 4_000_000
-"""In one bundle, for sealing and opening alike. Each takes about 200 bytes of memory while it is sealed, opened or shown."""
+"""In one bundle, for sealing and opening alike. Each takes about 200 bytes of memory while it is shown; sealing and opening use spools."""
 _BILLION = 10**9
 MAX_MTIME_NS = 10**12 * _BILLION - 1
 """Twelve digits of seconds, on either side of 1970."""
@@ -223,16 +223,19 @@ def _join(folder: bytes | None, part: bytes) -> bytes | None:
 
 
 class Order:
-    """Checks entries as they come: in order, once each, inside folders that stand before, links to files that stand before."""
+    """Checks entries as they come: in order, once each, inside folders that stand before, links to what stands before."""
 
     def __init__(self) -> None:
         """Start with an empty tree."""
         self._last = b""
         self._folders: list[bytes] = []
         self.links: dict[bytes, bytes] = {}
+        """Symlinks and where they point to, for ``unsafe_links``."""
+        self.targets: set[bytes] = set()
+        """What hard links name: places before theirs, at each of which there has to be a file."""
 
-    def add(self, entry: Entry, earlier: Mapping[bytes, Entry]) -> None:
-        """Check the next entry; ``earlier`` holds those before it by path. Raises ``BundleError``."""
+    def add(self, entry: Entry) -> None:
+        """Check the next entry. Raises ``BundleError``."""
         key = order(entry.path)
         if key <= self._last:
             raise _bad_line(f"{entry.name} out of order or twice")
@@ -247,9 +250,9 @@ class Order:
         elif entry.kind is Kind.SYMLINK:
             self.links[entry.path] = entry.target
         elif entry.kind is Kind.LINK:
-            target = earlier.get(entry.target)
-            if target is None or target.kind is not Kind.FILE:
+            if order(entry.target) >= key:
                 raise _bad_line(f"{entry.name}, a link to no earlier file")
+            self.targets.add(entry.target)
 
 
 def lines(pieces: Iterator[memoryview]) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ replaced what is inside, because the lines carry the digest of every file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from blake3 import blake3
@@ -39,10 +39,12 @@ def write_index(entries: Iterable[Entry], header: Header, signer: SigningKey) ->
     yield end_line(count, signer.sign(_message(header, state.digest())))
 
 
-def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size: int, earlier: Mapping[bytes, Entry]) -> Iterator[Entry]:
+def read_index(
+    pieces: Iterator[memoryview], header: Header, payload_plain_size: int, kept: Callable[[], Iterable[Entry]]
+) -> Iterator[Entry]:
     """Yield the entries of an index, each checked as it comes; what ties them together is only proven when the iteration ends.
 
-    ``earlier`` is where the caller keeps what was yielded, by path: hard links name one of them.
+    ``kept`` returns what was yielded, as the caller keeps it: where there are hard links, it is gone through for the files that they name.
 
     Raises ``BundleError``, ``UnsafePathError`` or ``BundleTamperedError``: unsafe, out of order or in another spelling, not where the tar
     has them, or not what the sealer signed. A caller must not act on entries before the last one.
@@ -55,7 +57,7 @@ def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size:
     for line in lines(pieces):
         if held is not None:
             entry = decode_line(held)
-            order.add(entry, earlier)
+            order.add(entry)
             start, cursor = place(entry, cursor)
             if entry.kind is Kind.FILE and start != entry.offset:
                 raise _unsound(f"{entry.name} at {entry.offset}", f"at {start}")
@@ -67,6 +69,10 @@ def read_index(pieces: Iterator[memoryview], header: Header, payload_plain_size:
         raise _unsound(f"entries of {cursor + len(END)} bytes", f"{payload_plain_size} bytes, as the header says")
     if unsafe_links(order.links):
         raise _unsound("a symlink that leaves the tree", "links inside the tree only")
+    if order.targets:
+        order.targets.difference_update(entry.path for entry in kept() if entry.kind is Kind.FILE)
+        if order.targets:
+            raise _unsound("a link to no file", "hard links to files in the bundle only")
     _check_end(held or b"", count, header, state.digest())
 
 

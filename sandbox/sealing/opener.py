@@ -16,7 +16,9 @@ from sandbox.sealing.keys import DataKey, Identity
 from sandbox.sealing.output import disk_error
 from sandbox.sealing.reader import BundleReader, Limits
 from sandbox.sealing.source import FileSource
+from sandbox.sealing.spool import Spool
 from sandbox.sealing.staging import Staging
+from sandbox.sealing.table import Listing
 from sandbox.sealing.unpack import unpack
 
 
@@ -54,23 +56,28 @@ def open_bundle(
     """
     with FileSource(path) as source:
         reader = BundleReader(source, key, signers=signers, limits=limits)
+        try:
+            with Staging(dest) as staging:
+                result = _unpack(source, reader, dest, staging, progress)
+                staging.publish(durable=durable)
+        except OSError as error:
+            raise disk_error(str(dest), error) from error
+    return result
+
+
+def _unpack(source: FileSource, reader: BundleReader, dest: Path, staging: Staging, progress: Progress | None) -> OpenResult:
+    # The index is kept as it was verified, not read twice from a file that others may change meanwhile.
+    with Spool(staging.path) as spool:
+        entries = Listing(spool)
         files = size = needed = 0
-        for entry in reader.entries().values():
+        for entry in reader.read_index(entries.values):
+            entries.append(entry)
             files += entry.kind is Kind.FILE
             size += entry.size
             needed += 0 if entry.sparse else entry.size
-        try:
-            _unpack(source, reader, dest, needed, progress, durable=durable)
-        except OSError as error:
-            raise disk_error(str(dest), error) from error
-    return OpenResult(files, size, reader.header)
-
-
-def _unpack(source: FileSource, reader: BundleReader, dest: Path, needed: int, progress: Progress | None, *, durable: bool) -> None:
-    with Staging(dest) as staging:
         room = os.fstatvfs(staging.fd)
         if room.f_bavail * room.f_frsize < needed:
             raise InputError(f"{dest} has no room for the bundle", rule="open-room", seen=f"{room.f_bavail * room.f_frsize} bytes free",
                              wanted=f"{needed} bytes", fix="free space or choose another folder")  # fmt: skip
-        unpack(source, reader, staging.fd, progress)
-        staging.publish(durable=durable)
+        unpack(source, reader, entries, staging, progress)
+    return OpenResult(files, size, reader.header)

@@ -26,7 +26,6 @@ WORKERS = max(4, min(6, (os.cpu_count() or 1) + 1))
 class Piece(NamedTuple):
     """Bytes of an entry within a batch's ``plain``; ``first`` and ``last`` say whether they are the entry's first and last ones."""
 
-    number: int
     entry: Entry
     start: int
     end: int

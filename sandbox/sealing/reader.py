@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -112,7 +112,10 @@ class BundleReader:
         """Return every entry by its path, in bundle order. Raises ``BundleError``, ``UnsafePathError`` or ``LimitError``."""
         with self._lock:
             if self._entries is None:
-                self._entries = self._read_index()
+                found = Table()
+                for entry in self.read_index(found.values):
+                    found.append(entry)
+                self._entries = found
             return self._entries
 
     def entry(self, path: bytes | str) -> Entry:
@@ -168,7 +171,11 @@ class BundleReader:
         placed = [(offset + at, length) for at, length in spans]
         return read_spans(self._source, placed) if self._cache is None else self._cache.read_spans(placed)
 
-    def _read_index(self) -> Table:
+    def read_index(self, kept: Callable[[], Iterable[Entry]]) -> Iterator[Entry]:
+        """Yield the entries, in bundle order, none of which is verified before the iteration ends.
+
+        ``kept`` returns what was yielded, as the caller keeps it. Raises ``BundleError``, ``UnsafePathError`` or ``LimitError``.
+        """
         header = self.header
         offset = header.index_offset
         # One read for the stream's header and its first segment, which hold each other's place: a round trip less over a network.
@@ -178,14 +185,11 @@ class BundleReader:
         def read_at(start: int, length: int) -> bytes:
             return first[start : start + length] if start + length <= len(first) else self._source.read_at(offset + start, length)
 
-        pieces = iterate_stream(stream, read_at)
-        found = Table()
-        total = 0
-        for entry in read_index(pieces, header, self.payload.plain_size, found):
-            found.append(entry)
-            total += entry.size
-            self._limits.check(len(found), total)
-        return found
+        size = 0
+        for count, entry in enumerate(read_index(iterate_stream(stream, read_at), header, self.payload.plain_size, kept), 1):
+            size += entry.size
+            self._limits.check(count, size)
+            yield entry
 
 
 def _compared(pieces: Iterator[bytes], entry: Entry) -> Iterator[bytes]:

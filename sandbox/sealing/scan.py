@@ -12,58 +12,71 @@ from pathlib import Path
 
 from sandbox.errors import InputError, LimitError, UnsafePathError
 from sandbox.sealing.entries import MAX_ENTRIES, MAX_MTIME_NS, MAX_PATH_BYTES, Entry, Kind, check_path, shown, unsafe_links
+from sandbox.sealing.links import HardLinks
+from sandbox.sealing.names import sorted_names
+from sandbox.sealing.spool import Spool
 from sandbox.sealing.table import pack, path_of, unpack
 
 _BLOCK = 512
 _SPARSE_FROM = 64 * 1024
 _STATE = struct.Struct("=QQqQQ")
 _WORD = 2**64 - 1
+_BASE = struct.Struct("=I")
+_HEAD = _STATE.size + _BASE.size
 _SETTLED_NS = 20_000_000
 """Longer than the ticks by which the kernel dates changes: 4 ms, on some 10."""
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 
 
 class Scan:
-    """Everything found, in bundle order, packed, for there may be millions; the names left out; the folder itself where one is sealed."""
+    """Everything found, in bundle order, in a spool, for there may be millions; names left out; the folder itself where one is sealed."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, spool: Spool) -> None:
+        """Keep what is found in ``spool``, which is empty and stays the caller's to close."""
         self.root: tuple[bytes, bytes] | None = None
         """The one folder that is sealed, if it is one, and its state."""
         self.skipped: list[str] = []
         self.newest_ns = 0
         """When the last change was that the file system told of, as it dates changes."""
-        self._packed: list[bytes] = []
+        self._spool = spool
         self._bases: list[bytes] = []
+        """What stands before paths to find them again: one for each source."""
+        self._dropped: frozenset[bytes] = frozenset()
 
     def append(self, entry: Entry, base: bytes, seen: bytes) -> None:
         """Add an entry, what stands before its path to find it again, and what the file system said about it."""
-        self._packed.append(seen + pack(entry))
-        self._bases.append(base)
+        if not self._bases or self._bases[-1] != base:
+            self._bases.append(base)
+        self._spool.append(seen + _BASE.pack(len(self._bases) - 1) + pack(entry))
 
     def __len__(self) -> int:
-        return len(self._packed)
+        return len(self._spool) - len(self._dropped)
 
     def entries(self) -> Iterator[Entry]:
         """Yield the entries, digests and offsets still missing."""
-        return (unpack(raw, _STATE.size) for raw in self._packed)
+        return (unpack(raw, _HEAD) for raw in self._raw())
 
     def found(self) -> Iterator[tuple[Entry, bytes, bytes]]:
         """Yield each entry, where it was found, and its state then."""
-        for raw, base in zip(self._packed, self._bases, strict=True):
-            entry = unpack(raw, _STATE.size)
-            yield entry, base + entry.path, raw[: _STATE.size]
+        for raw in self._raw():
+            entry = unpack(raw, _HEAD)
+            yield entry, self._base(raw) + entry.path, raw[: _STATE.size]
 
     def places(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield where each entry was found, and its state then."""
-        return ((base + path_of(raw, _STATE.size), raw[: _STATE.size]) for raw, base in zip(self._packed, self._bases, strict=True))
+        return ((self._base(raw) + path_of(raw, _HEAD), raw[: _STATE.size]) for raw in self._raw())
 
     def drop(self, paths: Collection[bytes]) -> None:
         """Leave out the entries at ``paths`` after all."""
-        kept = [number for number, raw in enumerate(self._packed) if path_of(raw, _STATE.size) not in paths]
-        self._packed = [self._packed[number] for number in kept]
-        self._bases = [self._bases[number] for number in kept]
+        self._dropped = frozenset(paths)
         self.skipped += [shown(path) for path in sorted(paths)]
+
+    def _raw(self) -> Iterator[bytes]:
+        return iter(self._spool) if not self._dropped else (raw for raw in self._spool if path_of(raw, _HEAD) not in self._dropped)
+
+    def _base(self, raw: bytes) -> bytes:
+        number: int = _BASE.unpack_from(raw, _STATE.size)[0]
+        return self._bases[number]
 
 
 def state_of(status: os.stat_result) -> bytes:
@@ -84,19 +97,19 @@ def changed(place: bytes) -> InputError:
     )
 
 
-def scan(sources: Sequence[Path], *, lenient: bool = False) -> Scan:
-    """Find everything under ``sources``.
+def scan(sources: Sequence[Path], spool: Spool, *, lenient: bool = False) -> Scan:
+    """Find everything under ``sources``, kept in ``spool``.
 
     One folder: what is in it. Anything else: each source under its own name. Symlinks are kept as links. What cannot be kept (devices,
     sockets, pipes, links that leave the tree, overlong names and targets) is refused by name, or left out if ``lenient``.
     Raises ``InputError``, ``LimitError`` or ``UnsafePathError``.
     """
     place = os.fsencode(sources[0]) if len(sources) == 1 and sources[0].is_dir() else None
-    seen = Scan()
+    seen = Scan(spool)
     if place is not None:
         status = os.stat(place)  # noqa: PTH116  (names are bytes here)
         seen.root, seen.newest_ns = (place, state_of(status)), status.st_ctime_ns
-    walker = _Walker(seen, lenient=lenient)
+    walker = _Walker(seen, spool.folder, lenient=lenient)
     links: dict[bytes, bytes] = {}
     for entry, base, state in walker.folder(place) if place is not None else walker.several(sources):
         seen.append(entry, base, state)
@@ -161,10 +174,11 @@ _Found = tuple[Entry, bytes, bytes]
 
 
 class _Walker:
-    def __init__(self, seen: Scan, *, lenient: bool) -> None:
+    def __init__(self, seen: Scan, beside: Path, *, lenient: bool) -> None:
         self._lenient = lenient
-        self._inodes: dict[tuple[int, int], bytes] = {}
+        self._links = HardLinks()
         self._seen = seen
+        self._beside = beside
 
     def several(self, sources: Sequence[Path]) -> Iterator[_Found]:
         if not sources:
@@ -179,23 +193,27 @@ class _Walker:
                                  fix="rename one, or seal the folder that holds both")  # fmt: skip
         for place in named:
             folder, slash, name = place.rpartition(b"/")
-            yield from self._walk(folder + slash, [name])
+            yield from self._walk(folder + slash, iter([name]))
 
     def folder(self, place: bytes) -> Iterator[_Found]:
         yield from self._walk(place + b"/", self._names(place + b"/", b""))
 
-    def _names(self, base: bytes, path: bytes) -> list[bytes]:
+    def _names(self, base: bytes, path: bytes) -> Iterator[bytes]:
         try:
-            names = os.listdir(base + path)  # noqa: PTH208  (names are bytes)
+            names = sorted_names(base + path, self._beside)
         except OSError as error:
             raise unreadable(base + path, error) from error
         front = path + b"/" if path else b""
-        return [front + name for name in sorted(names)]
+        return (front + name for name in names)
 
-    def _walk(self, base: bytes, todo: list[bytes]) -> Iterator[_Found]:
-        todo.reverse()
+    def _walk(self, base: bytes, paths: Iterator[bytes]) -> Iterator[_Found]:
+        todo = [paths]
+        """What is left of each folder from the first one down to where the walk is."""
         while todo:
-            path = todo.pop()
+            path = next(todo[-1], None)
+            if path is None:
+                todo.pop()
+                continue
             place = base + path
             try:
                 status = os.lstat(place)
@@ -212,7 +230,7 @@ class _Walker:
             self._seen.newest_ns = max(self._seen.newest_ns, status.st_ctime_ns)
             yield entry, base, state_of(status)
             if entry.kind is Kind.DIR:
-                todo.extend(reversed(self._names(base, path)))
+                todo.append(self._names(base, path))
 
     def _entry(self, path: bytes, status: os.stat_result, target: bytes) -> Entry:
         mode = status.st_mode & 0o777
@@ -236,10 +254,9 @@ class _Walker:
                 wanted="files, folders and links",
                 fix="remove it, or seal a folder without it",
             )
-        if status.st_nlink > 1:
-            first = self._inodes.setdefault((status.st_dev, status.st_ino), path)
-            if first != path:
-                return Entry(path, Kind.LINK, mode, status.st_mtime_ns, target=first)
+        first = self._links.first(path, status)
+        if first is not None:
+            return Entry(path, Kind.LINK, mode, status.st_mtime_ns, target=first)
         sparse = status.st_size >= _SPARSE_FROM and status.st_blocks * _BLOCK < status.st_size
         return Entry(path, Kind.FILE, mode, status.st_mtime_ns, status.st_size, sparse=sparse)
 

@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Self
 
 from sandbox.errors import InputError
+from sandbox.sealing.names import sorted_names
+from sandbox.sealing.spool import Spool
 
 
 class Staging:
-    """The private folder; ``fd`` is open on it. Leaving it with an error removes all of it."""
+    """The private folder, at ``path``; ``fd`` is open on it. Leaving it with an error removes all of it."""
 
     def __init__(self, dest: Path) -> None:
         """Choose its place; entering makes it (``OSError``). Raises ``InputError`` unless ``dest`` is new or empty."""
@@ -32,14 +34,14 @@ class Staging:
             )
         # A destination that exists may be a mount point, onto which nothing can be renamed: then work inside it.
         name = f".sealrig-{secrets.token_hex(8)}.part"
-        self._path = dest / name if self._inside else dest.parent / name
+        self.path = dest / name if self._inside else dest.parent / name
         self.fd = -1
 
     def __enter__(self) -> Self:
         # Made here and not before: from here on nothing, a signal neither, comes between the folder and its removal.
         try:
-            self._path.mkdir(mode=0o700)
-            self.fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self.path.mkdir(mode=0o700)
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except BaseException:
             self._end(remove=True)
             raise
@@ -57,7 +59,7 @@ class Staging:
             _empty(self.fd)
         if remove:
             with contextlib.suppress(OSError):
-                self._path.rmdir()
+                self.path.rmdir()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -65,37 +67,37 @@ class Staging:
     def publish(self, *, durable: bool) -> None:
         """Move the contents to the destination, all of them or, on an error, none; if ``durable``, they are before they are moved."""
         if not self._inside:
-            self._path.chmod(0o777 & ~_umask())
+            self.path.chmod(0o777 & ~_umask())
         if durable:
             _sync_contents(self.fd)
         if self._inside:
             self._move_each(durable=durable)
             return
         try:
-            self._path.rename(self._dest)
+            self.path.rename(self._dest)
             if durable:
                 _sync_names(self._dest.parent)
         except BaseException:
-            if not os.path.lexists(self._path):  # it was moved; what stands there otherwise is not ours
+            if not os.path.lexists(self.path):  # it was moved; what stands there otherwise is not ours
                 with contextlib.suppress(OSError):
-                    self._dest.rename(self._path)
+                    self._dest.rename(self.path)
             raise
 
     def _move_each(self, *, durable: bool) -> None:
-        names = sorted(path.name for path in self._path.iterdir())
-        try:
-            for name in names:
-                os.rename(name, self._dest / name, src_dir_fd=self.fd)
-            if durable:
-                _sync_names(self._dest)
-            self._path.rmdir()
-        except BaseException:
-            left = set(os.listdir(self.fd))  # noqa: PTH208  (an open folder)
-            for name in names:
-                if name not in left:  # it was moved
-                    with contextlib.suppress(OSError):
-                        os.rename(self._dest / name, name, dst_dir_fd=self.fd)
-            raise
+        with Spool(self._dest) as moved:  # not in the folder that has to be empty at the end
+            try:
+                for name in sorted_names(os.fsencode(self.path), self._dest):
+                    moved.append(name)
+                    os.rename(name, self._dest / os.fsdecode(name), src_dir_fd=self.fd)
+                if durable:
+                    _sync_names(self._dest)
+                self.path.rmdir()
+            except BaseException:
+                for name in moved:
+                    if not os.path.lexists(self.path / os.fsdecode(name)):  # it was moved
+                        with contextlib.suppress(OSError):
+                            os.rename(self._dest / os.fsdecode(name), name, dst_dir_fd=self.fd)
+                raise
 
 
 def _empty(folder: int) -> None:

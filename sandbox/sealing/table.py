@@ -1,4 +1,7 @@
-"""Entries by the hundred thousand in little memory: each is packed into one string of bytes, about 110 and its names."""
+"""Entries by the hundred thousand in little memory: each is packed into one string of bytes, about 110 and its names.
+
+A ``Table`` finds them by path and is for views, which stay; a ``Listing`` keeps any number in order, for a program that goes through them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 
 from sandbox.sealing.entries import Entry, Kind, order
+from sandbox.sealing.spool import Spool
 
 _HEAD = struct.Struct("<BBBHHqIQQ")
 """Kind, sparse, length of the digest, mode, length of the path, mtime (seconds, nanoseconds), size, offset. Digest, path, target follow."""
@@ -38,6 +42,25 @@ def path_of(raw: bytes, at: int = 0) -> bytes:
     _, _, digest_bytes, _, path_bytes, _, _, _, _ = _HEAD.unpack_from(raw, at)
     at += _HEAD.size + digest_bytes
     return raw[at : at + path_bytes]
+
+
+class Listing:
+    """Entries in order, in a spool. Appended to until it is first iterated over, then read as often as need be."""
+
+    def __init__(self, spool: Spool) -> None:
+        """Keep them in ``spool``, which stays the caller's to close."""
+        self._spool = spool
+
+    def append(self, entry: Entry) -> None:
+        """Add the next entry. Raises ``InputError`` as the spool does."""
+        self._spool.append(pack(entry))
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    def values(self) -> Iterator[Entry]:
+        """Yield the entries, in order. Raises ``InputError`` as the spool does."""
+        return map(unpack, self._spool)
 
 
 class Table(Mapping[bytes, Entry]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from blake3 import blake3
@@ -12,7 +13,9 @@ from sandbox.sealing.hashing import Progress
 from sandbox.sealing.pipeline import Batch, Piece, Step, run
 from sandbox.sealing.reader import BundleReader
 from sandbox.sealing.source import FileSource
-from sandbox.sealing.table import Table
+from sandbox.sealing.spool import Spool
+from sandbox.sealing.staging import Staging
+from sandbox.sealing.table import Listing
 from sandbox.sealing.tar import END, padding, tar_header
 
 _HOLE = 64 * 1024
@@ -20,15 +23,17 @@ _ZEROS = bytes(_HOLE)
 _NOTHING = blake3().digest()
 
 
-def unpack(source: FileSource, reader: BundleReader, folder: int, progress: Progress | None) -> None:
-    """Write everything in a bundle into an empty folder that nobody else uses, open as ``folder``.
+def unpack(source: FileSource, reader: BundleReader, entries: Listing, staging: Staging, progress: Progress | None) -> None:
+    """Write everything in a bundle, whose index is ``entries``, into an empty folder that nobody else uses.
 
-    What stands there is verified only when this returns. Raises ``BundleTamperedError``, ``BundleError``, ``OSError``.
+    What stands there is verified only when this returns. Raises ``BundleTamperedError``, ``BundleError``, ``InputError``, ``OSError``.
     """
+    with Spool(staging.path) as later, contextlib.closing(_Writer(Listing(later), staging.fd)) as writer:
+        _run(source, reader, _Checker(entries), writer, progress)
+
+
+def _run(source: FileSource, reader: BundleReader, checker: _Checker, writer: _Writer, progress: Progress | None) -> None:
     stream, offset = reader.payload, reader.header.payload_offset
-    entries = reader.entries()
-    checker = _Checker(entries)
-    writer = _Writer(entries, folder)
 
     def fetch(batch: Batch) -> None:
         source.read_into(offset + batch.start, batch.block)
@@ -42,19 +47,16 @@ def unpack(source: FileSource, reader: BundleReader, folder: int, progress: Prog
             progress(batch.start + len(batch.block), stream.sealed_size)
 
     # Writing is in order, too: a file system lets one write into a file at a time, and threads would only spin for it.
-    try:
-        run(stream, [Step(fetch, ordered=False), Step(checker.check, ordered=True), Step(write, ordered=True)])
-        checker.finish()
-        writer.finish()
-    finally:
-        writer.close()
+    run(stream, [Step(fetch, ordered=False), Step(checker.check, ordered=True), Step(write, ordered=True)])
+    checker.finish()
+    writer.finish()
 
 
 class _Checker:
     """Compares the tar with what the index makes of it, and every file with its digest; marks the pieces of each entry."""
 
-    def __init__(self, entries: Table) -> None:
-        self._entries = enumerate(entries.values())
+    def __init__(self, entries: Listing) -> None:
+        self._entries = entries.values()
         self._state = blake3()
         self._expected = memoryview(b"")
         """Exact bytes that come next; then ``_left`` bytes of the file ``_entry``."""
@@ -76,19 +78,19 @@ class _Checker:
                 self._advance(batch, position)
 
     def _advance(self, batch: Batch, position: int) -> None:
-        found = next(self._entries, None)
-        if found is None:
+        entry = next(self._entries, None)
+        if entry is None:
             if self._ended:
                 raise _other("bytes after the end of the tar", "nothing")
             self._ended, self._expected = True, memoryview(END)
             return
-        self._number, self._entry = found
-        self._expected = memoryview(tar_header(self._entry))
-        self._left = self._entry.size
+        self._entry = entry
+        self._expected = memoryview(tar_header(entry))
+        self._left = entry.size
         if not self._left:
-            if self._entry.kind is Kind.FILE and self._entry.digest != _NOTHING:
-                raise _other(f"another digest for {self._entry.name}", "the digest of no bytes")
-            batch.pieces.append(Piece(self._number, self._entry, position, position, first=True, last=True))
+            if entry.kind is Kind.FILE and entry.digest != _NOTHING:
+                raise _other(f"another digest for {entry.name}", "the digest of no bytes")
+            batch.pieces.append(Piece(entry, position, position, first=True, last=True))
 
     def _file(self, batch: Batch, position: int) -> int:
         entry = self._entry
@@ -102,7 +104,7 @@ class _Checker:
             if self._state.digest() != entry.digest:
                 raise _other(f"other bytes in {entry.name}", "the bytes that its sealer signed")
             self._expected = memoryview(bytes(padding(entry.size)))
-        batch.pieces.append(Piece(self._number, entry, position, position + len(view), first, not self._left))
+        batch.pieces.append(Piece(entry, position, position + len(view), first, not self._left))
         return position + len(view)
 
     def finish(self) -> None:
@@ -114,12 +116,11 @@ class _Checker:
 class _Writer:
     """Makes folders and files below a folder that only this process uses, in order; symlinks and the dates of folders at the end."""
 
-    def __init__(self, entries: Table, folder: int) -> None:
-        self._entries = entries
+    def __init__(self, later: Listing, folder: int) -> None:
+        self._later = later
+        """Folders and symlinks, in order."""
         self._folder = folder
         self._fd = -1
-        self._folders: list[int] = []
-        self._symlinks: list[int] = []
 
     def write(self, batch: Batch) -> None:
         """Take the pieces of one segment."""
@@ -129,11 +130,11 @@ class _Writer:
                 self._file(piece, batch)
             elif entry.kind is Kind.DIR:
                 os.mkdir(entry.path, 0o700, dir_fd=self._folder)
-                self._folders.append(piece.number)
+                self._later.append(entry)
             elif entry.kind is Kind.LINK:
                 os.link(entry.target, entry.path, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)
             else:
-                self._symlinks.append(piece.number)
+                self._later.append(entry)
 
     def _file(self, piece: Piece, batch: Batch) -> None:
         entry = piece.entry
@@ -150,15 +151,23 @@ class _Writer:
 
     def finish(self) -> None:
         """Make what had to wait: symlinks, since while files are written there must be none to follow, and the folders' modes and times."""
-        for number in self._symlinks:
-            entry = self._entries.at(number)
-            os.symlink(entry.target, entry.path, dir_fd=self._folder)
-            os.utime(entry.path, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self._folder, follow_symlinks=False)
-        for number in reversed(self._folders):
-            entry = self._entries.at(number)
-            self._fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
-            _date(self._fd, entry)
-            self.close()
+        within: list[Entry] = []
+        """The folders that the next entry is in, or that were left by it: a folder gets its mode and time when all in it have theirs."""
+        for entry in self._later.values():
+            while within and not entry.path.startswith(within[-1].path + b"/"):
+                self._finish_folder(within.pop())
+            if entry.kind is Kind.DIR:
+                within.append(entry)
+            else:
+                os.symlink(entry.target, entry.path, dir_fd=self._folder)
+                os.utime(entry.path, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self._folder, follow_symlinks=False)
+        for entry in reversed(within):
+            self._finish_folder(entry)
+
+    def _finish_folder(self, entry: Entry) -> None:
+        self._fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+        _date(self._fd, entry)
+        self.close()
 
     def close(self) -> None:
         """Close the file that is being written, if any."""

@@ -22,11 +22,11 @@ from sandbox.sealing.keys import DataKey, IdentityPublic
 from sandbox.sealing.output import Output, disk_error
 from sandbox.sealing.pipeline import Batch, Piece, Step, run
 from sandbox.sealing.scan import Scan, changed, check_unchanged, scan, settle, state_of, unreadable
+from sandbox.sealing.spool import Spool
 from sandbox.sealing.stream import Stream, StreamWriter, plain_size, sealed_size
 from sandbox.sealing.tar import END, padding, tar_header, with_offset
 
 _EMPTY = blake3().digest()
-_DIGEST = len(_EMPTY)
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 """How the file system says that a name leads to no file any more: nothing, a folder turned file, a symlink, a socket."""
 
@@ -61,11 +61,24 @@ def seal(
     Raises ``InputError`` (unusable or changing sources, an existing ``out``, a full disk), ``LimitError`` or ``UnsafePathError``.
     """
     _check_places(sources, out)
-    seen = scan(sources, lenient=lenient)
+    with Spool(out.parent) as spool, Spool(out.parent) as digests:
+        seen = scan(sources, spool, lenient=lenient)
+        return _seal(seen, digests, out, recipients, signer, labels or {}, progress)
+
+
+def _seal(  # noqa: PLR0917  (what ``seal`` was asked, and spools)
+    seen: Scan,
+    digests: Spool,
+    out: Path,
+    recipients: Sequence[IdentityPublic],
+    signer: SigningKey,
+    labels: Mapping[str, str],
+    progress: Progress | None,
+) -> SealResult:
     plan = _plan(seen)
     core = new_core(
         bundle_id=secrets.token_hex(16),
-        labels=labels or {},
+        labels=labels,
         payload_size=sealed_size(plan.tar_size),
         index_size=sealed_size(plan.index_size),
         signer=signer.public,
@@ -75,19 +88,19 @@ def seal(
     raw, header = write_header(core, tuple(recipient.wrap(key.raw, core.wrap_info) for recipient in recipients), signer)
     settle(seen)
     try:
-        digest = _write(out, header, raw, seen, key, signer, progress)
+        digest = _write(out, header, raw, seen, digests, key, signer, progress)
     except OSError as error:
         raise disk_error(str(out), error) from error
     return SealResult(out, digest, header.total_size, plan.files, plan.files_size, core.id, tuple(seen.skipped))
 
 
 def _write(  # noqa: PLR0917  (what ``seal`` prepared)
-    out: Path, header: Header, raw: bytes, seen: Scan, key: DataKey, signer: SigningKey, progress: Progress | None
+    out: Path, header: Header, raw: bytes, seen: Scan, digests: Spool, key: DataKey, signer: SigningKey, progress: Progress | None
 ) -> str:
     with Output(out, header.total_size) as output:
         output.write(raw)
         payload = Stream.fresh(key, header.payload_aad, plain_size(header.payload_size))
-        digests = _write_payload(payload, seen, output, progress)
+        _write_payload(payload, seen, digests, output, progress)
         _write_index(_finished(seen, digests), header, key, signer, output)
         check_unchanged(seen)
         output.commit()
@@ -136,19 +149,20 @@ def _plan(seen: Scan) -> _Plan:
     return _Plan(cursor + len(END), index + len(end_line(len(seen), bytes(64))), files, size)
 
 
-def _finished(seen: Scan, digests: memoryview) -> Iterator[Entry]:
+def _finished(seen: Scan, digests: Spool) -> Iterator[Entry]:
     cursor = 0
-    for number, entry in enumerate(seen.entries()):
+    each = iter(digests)
+    for entry in seen.entries():
         placed, cursor = with_offset(entry, cursor)
         if placed.kind is Kind.FILE:
-            digest = bytes(digests[number * _DIGEST : (number + 1) * _DIGEST]) if placed.size else _EMPTY
-            placed = placed._replace(digest=digest)
+            placed = placed._replace(digest=next(each) if placed.size else _EMPTY)
         yield placed
 
 
-def _write_payload(stream: Stream, seen: Scan, output: Output, progress: Progress | None) -> memoryview:
+def _write_payload(stream: Stream, seen: Scan, digests: Spool, output: Output, progress: Progress | None) -> None:
+    """Write the payload, and add the digest of every file that has bytes to ``digests``."""
     reader = _TarReader(seen)
-    hasher = _FileHasher(len(seen))
+    hasher = _FileHasher(digests)
     start = output.size
 
     def read(batch: Batch) -> None:
@@ -174,7 +188,6 @@ def _write_payload(stream: Stream, seen: Scan, output: Output, progress: Progres
     finally:
         reader.close()
     output.size = start + stream.sealed_size
-    return hasher.digests
 
 
 def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: SigningKey, output: Output) -> None:
@@ -185,19 +198,19 @@ def _write_index(final: Iterator[Entry], header: Header, key: DataKey, signer: S
 
 
 class _FileHasher:
-    """BLAKE3 of every file, from the pieces of each batch in order; one flat buffer, since there may be millions."""
+    """BLAKE3 of every file that has bytes, from the pieces of each batch in order."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, digests: Spool) -> None:
         self._state = blake3()
-        self.digests = memoryview(bytearray(_DIGEST * count))
+        self._digests = digests
 
     def update(self, batch: Batch) -> None:
-        for number, _, start, end, first, last in batch.pieces:
+        for _, start, end, first, last in batch.pieces:
             if first:
                 self._state = blake3()
             self._state.update(batch.plain[start:end])
             if last:
-                self.digests[number * _DIGEST : (number + 1) * _DIGEST] = self._state.digest()
+                self._digests.append(self._state.digest())
 
 
 class _TarReader:
@@ -205,7 +218,6 @@ class _TarReader:
 
     def __init__(self, seen: Scan) -> None:
         self._found = seen.found()
-        self._number = -1
         self._pending = memoryview(b"")
         self._fd = -1
         self._left = 0
@@ -237,7 +249,7 @@ class _TarReader:
             raise changed(self._place)
         first = self._left == self._entry.size
         self._left -= count
-        batch.pieces.append(Piece(self._number, self._entry, position, position + count, first, not self._left))
+        batch.pieces.append(Piece(self._entry, position, position + count, first, not self._left))
         if not self._left:
             if not first:  # large enough for a change while it was read; at the end everything is looked at once more
                 self._check()
@@ -250,7 +262,6 @@ class _TarReader:
         if item is None:
             self._pending = memoryview(END)
             return
-        self._number += 1
         self._entry, self._place, self._seen = item
         self._pending = memoryview(tar_header(self._entry))
         if self._entry.size:

@@ -51,7 +51,7 @@ def test_the_seed_and_the_number_make_the_case():
     ("where", "name", "instead"),
     [
         (index, "unsafe_links", lambda links: {}),
-        (index.Order, "add", lambda self, entry, earlier: None),
+        (index.Order, "add", lambda self, entry: None),
         (entries, "_number", lambda value, limit: value),
         (unpack, "padding", lambda size: 0),
         (bundle, "BundleError", ArithmeticError),

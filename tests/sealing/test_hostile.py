@@ -92,8 +92,10 @@ def test_symlinks_that_leave(alice, refuses, target):
         [other(b"l", L, b"z"), file(b"z")],
         [other(b"d", D), other(b"l", L, b"d")],
         [other(b"s", S, b"x"), other(b"t", L, b"s")],
+        [file(b"f"), other(b"l", L, b"f"), other(b"m", L, b"l")],
+        [file(b"f"), other(b"l", L, b"e")],
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_writing_through_links_twice_or_out_of_order(alice, refuses, items):
     refuses(bundle(alice, items))

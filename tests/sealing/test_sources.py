@@ -13,6 +13,7 @@ from sandbox.errors import InputError, LimitError
 from sandbox.sealing import scan, source, writer
 from sandbox.sealing.bundle import Limits, open_bundle, seal
 from sandbox.sealing.format import MAX_PAYLOAD_BYTES
+from sandbox.sealing.spool import Spool
 from tests.sealing.trees import names
 
 TICK = 0.02
@@ -148,7 +149,8 @@ def test_a_folder_in_which_a_name_was_just_made_counts_too(tmp_path, monkeypatch
 def test_sealing_waits_for_the_next_tick_at_most_and_not_at_all_for_what_is_old(tmp_path, monkeypatch, now, slept):
     """A clock that was set back must not make it wait for the time to come."""
     (tmp_path / "f").write_bytes(b"x")
-    found = scan.scan([tmp_path / "f"])
+    with Spool(tmp_path) as spool:
+        found = scan.scan([tmp_path / "f"], spool)
     waits = []
     monkeypatch.setattr(scan.time, "time_ns", lambda: found.newest_ns + now)
     monkeypatch.setattr(scan.time, "sleep", waits.append)

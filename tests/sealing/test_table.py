@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sandbox.sealing.entries import Entry, Kind, order
 from sandbox.sealing.scan import Scan
-from sandbox.sealing.table import Table, pack, path_of, unpack
+from sandbox.sealing.spool import Spool
+from sandbox.sealing.table import Listing, Table, pack, path_of, unpack
 from tests.sealing.test_entries import ENTRIES
 
 
@@ -36,18 +37,44 @@ def test_a_table_is_the_mapping_of_its_entries(entries, other):
     assert table.get(other) == plain.get(other)
 
 
-@pytest.mark.parametrize("kind", [Scan, Table])
-def test_ten_thousand_entries_take_less_than_2_mib(kind):
+def _many(number):
+    return Entry(b"folder-%03d/a-file-%06d" % (number // 1000, number), Kind.FILE, 0o644, number, number, digest=bytes(32))
+
+
+@settings(max_examples=40)
+@given(st.lists(ENTRIES, max_size=30))
+def test_a_listing_is_the_list_of_its_entries(tmp_path_factory, entries):
+    with Spool(tmp_path_factory.getbasetemp()) as spool:
+        listing = Listing(spool)
+        for entry in entries:
+            listing.append(entry)
+        assert len(listing) == len(entries)
+        assert list(listing.values()) == list(listing.values()) == entries
+
+
+def test_ten_thousand_entries_of_a_table_take_less_than_2_mib():
     tracemalloc.start()
     try:
-        found = kind()
+        table = Table()
         for number in range(10_000):
-            entry = Entry(b"folder-%03d/a-file-%06d" % (number // 1000, number), Kind.FILE, 0o644, number, number, digest=bytes(32))
-            if kind is Scan:
-                found.append(entry, b"/somewhere/", bytes(40))
-            else:
-                found.append(entry)
-        assert len(found) == 10_000
+            table.append(_many(number))
+        assert len(table) == 10_000
         assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [Scan, Listing])
+def test_entries_of_a_scan_or_listing_take_no_more_memory_the_more_there_are(tmp_path, kind):
+    tracemalloc.start()
+    try:
+        with Spool(tmp_path) as spool:
+            found = kind(spool)
+            for number in range(10_000):
+                found.append(*((_many(number), b"/somewhere/", bytes(40)) if kind is Scan else (_many(number),)))
+            assert len(found) == 10_000
+            for number, entry in enumerate(found.entries() if kind is Scan else found.values()):
+                assert entry == _many(number)
+            assert tracemalloc.get_traced_memory()[1] < 2**19
     finally:
         tracemalloc.stop()
