@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Any, Self
 
 from attestation.errors import FormatError, Step
+from attestation.shape import shape
 
 EAR_PROFILE = "tag:ietf.org,2026:rats/ear#04"
 VERIFIER = {"developer": "https://sealrig.dev", "build": "sealrig-attestation-1"}
@@ -68,7 +69,7 @@ class Level(IntEnum):
         for level in cls:
             if level.label == label:
                 return level
-        raise FormatError("not an assurance level", seen=str(label)[:50], wanted=", ".join(level.label for level in cls))
+        raise FormatError("not an assurance level", seen=shape(label), wanted=", ".join(level.label for level in cls))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import rfc8785
 
 from attestation.errors import FormatError, LimitError
+from attestation.shape import shape
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
 
@@ -17,8 +18,8 @@ def canonical_json(value: object) -> bytes:
     """Return the canonical JSON of a value of JSON types (RFC 8785). Raises ``FormatError`` for anything else."""
     try:
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # any value; what has no canonical form is refused below
-    except (rfc8785.CanonicalizationError, TypeError, ValueError, RecursionError) as error:
-        raise FormatError("a value has no canonical JSON form", seen=type(value).__name__, wanted="JSON values only") from error
+    except (rfc8785.CanonicalizationError, TypeError, ValueError, RecursionError):
+        raise FormatError("a value has no canonical JSON form", seen=shape(value), wanted="JSON values only") from None
 
 
 def parse_json(raw: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401  (JSON is dynamic; callers check the shape)
@@ -28,7 +29,7 @@ def parse_json(raw: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: 
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
-        raise FormatError("not JSON", seen=str(error)[:200], wanted="one UTF-8 JSON document with unique keys") from error
+        raise FormatError("not JSON", seen=f"{shape(raw)}; {error}"[:200], wanted="one UTF-8 JSON document with unique keys") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from attestation.canonical import canonical_json, parse_json
 from attestation.errors import FormatError
+from attestation.shape import place_of, shape
 from attestation.signing import b64decode
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
@@ -57,7 +58,7 @@ Base64 = Annotated[str, StringConstraints(max_length=MAX_DOCUMENT_BYTES), AfterV
 class Part(BaseModel):
     """Base of all models inside signed documents: frozen, strict types, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class Document(Part):
@@ -82,13 +83,10 @@ class Document(Part):
             document = cls.model_validate_json(canonical_json(tree))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the document"
-            raise FormatError(f"{cls.__name__}: {place}: {first['msg']}", seen=_shown(first["input"]), wanted=first["msg"]) from error
+            place = place_of(cls, first["loc"]) or "the document"
+            # The cause would show keys and values: what was read may be a secret in a wrong place.
+            raise FormatError(f"{cls.__name__}: {place}: {first['msg']}", seen=shape(first["input"]), wanted=first["msg"]) from None
         if document.to_payload() != raw:
             # Two spellings of one document would have two digests; each document has exactly one.
             raise FormatError(f"{cls.__name__}: not in canonical form", seen="another spelling of the same values", wanted="RFC 8785 JSON")
         return document
-
-
-def _shown(value: object) -> str:
-    return str(value)[:100] if isinstance(value, str | int | float) else type(value).__name__

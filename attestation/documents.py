@@ -16,6 +16,7 @@ from attestation.errors import AttestationError, FormatError, SignatureError
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.grant import GRANT_PAYLOAD_TYPE, Grant
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
+from attestation.shape import shape
 from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.steps import Steps
 from attestation.trust import Trust
@@ -56,7 +57,7 @@ class LeaseDocuments:
 def identity_key(text: object) -> VerifyKey:
     """Return the signature key inside a public identity (``sealrig1:BASE64``). Raises ``FormatError``."""
     if not isinstance(text, str) or not text.startswith(IDENTITY_PREFIX):
-        raise FormatError("not a public identity", seen=str(text)[:16], wanted=f"{IDENTITY_PREFIX}BASE64")
+        raise FormatError("not a public identity", seen=shape(text), wanted=f"{IDENTITY_PREFIX}BASE64")
     raw = b64decode(text.removeprefix(IDENTITY_PREFIX))
     return VerifyKey(raw[IDENTITY_KEM_BYTES:])
 
@@ -123,7 +124,7 @@ def _open_job(raw: bytes, trust: Trust) -> JobView:
 
 def _get(tree: object, name: str) -> object:
     if not isinstance(tree, dict) or name not in tree:
-        raise FormatError(f"the job has no {name}", seen=type(tree).__name__, wanted=f"a mapping with {name}")
+        raise FormatError(f"the job has no {name}", seen=shape(tree), wanted=f"a mapping with {name}")
     return tree[name]
 
 

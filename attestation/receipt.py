@@ -31,6 +31,7 @@ from attestation.log.note import Note, open_checkpoint
 from attestation.log.proof import TlogProof
 from attestation.log.reader import LogExtract
 from attestation.log.rules import LogRules
+from attestation.shape import shape
 from attestation.signing import Envelope, b64decode, b64encode
 from attestation.steps import Steps
 from attestation.trust import Trust
@@ -183,17 +184,17 @@ def _parse(raw: bytes) -> _Receipt:
     tree = parse_json(raw, max_bytes=MAX_RECEIPT_BYTES)
     _keys(tree, "the receipt", {"v", "type", "lease", "documents", "log"})
     if tree["v"] != 1 or tree["type"] != RECEIPT_TYPE or not isinstance(tree["lease"], str):
-        raise FormatError("not a receipt of this version", seen=f"{tree['type']} {tree['v']}"[:100], wanted=f"{RECEIPT_TYPE} 1")
+        raise FormatError("not a receipt of this version", seen=shape(tree), wanted=f"{RECEIPT_TYPE} 1")
     if canonical_json(tree) != raw:
         raise FormatError("the receipt is not in canonical form", seen="another spelling", wanted="RFC 8785 JSON")
     documents, log = tree["documents"], tree["log"]
     if not isinstance(documents, dict) or not set(documents) <= set(MEDIA_TYPES):
-        raise FormatError("not the documents of a lease", seen=str(documents)[:100], wanted=", ".join(MEDIA_TYPES))
+        raise FormatError("not the documents of a lease", seen=shape(documents), wanted=", ".join(MEDIA_TYPES))
     opened = {}
     for kind, document in documents.items():
         _keys(document, kind, {"mediaType", "data"})
         if document["mediaType"] != MEDIA_TYPES[kind]:
-            raise FormatError(f"{kind}: another media type", seen=str(document["mediaType"])[:100], wanted=MEDIA_TYPES[kind])
+            raise FormatError(f"{kind}: another media type", seen=shape(document["mediaType"]), wanted=MEDIA_TYPES[kind])
         opened[kind] = b64decode(document["data"])
     _keys(log, "the log", {"origin", "checkpoint", "handovers", "entries"})
     origin, checkpoint, handovers, entries = log["origin"], log["checkpoint"], log["handovers"], log["entries"]
@@ -225,8 +226,7 @@ def _opening(tree: object) -> Opening:
 
 def _keys(tree: object, what: str, wanted: set[str]) -> dict[str, Any]:
     if not isinstance(tree, dict) or set(tree) != wanted:
-        seen = ", ".join(map(str, tree))[:200] if isinstance(tree, dict) else type(tree).__name__
-        raise FormatError(f"{what} has other fields", seen=seen, wanted=", ".join(sorted(wanted)))
+        raise FormatError(f"{what} has other fields", seen=shape(tree), wanted=", ".join(sorted(wanted)))
     return tree
 
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from attestation.canonical import canonical_json, parse_json, sha256_digest
 from attestation.errors import FormatError, SignatureError
+from attestation.shape import shape
 
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
 MAX_SIGNATURES = 16
@@ -33,13 +34,13 @@ def b64encode(data: bytes) -> str:
 def b64decode(text: object) -> bytes:
     """Decode standard base64; only the one canonical spelling is accepted. Raises ``FormatError``."""
     if not isinstance(text, str):
-        raise FormatError("base64 text is wanted", seen=type(text).__name__, wanted="base64 text")
+        raise FormatError("base64 text is wanted", seen=shape(text), wanted="base64 text")
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FormatError("not base64", seen=text[:40], wanted="canonical base64") from error
+        raise FormatError("not base64", seen=shape(text), wanted="canonical base64") from error
     if b64encode(data) != text:
-        raise FormatError("base64 with stray bits or padding", seen=text[-8:], wanted="canonical base64")
+        raise FormatError("base64 with stray bits or padding", seen=shape(text), wanted="canonical base64")
     return data
 
 
@@ -58,7 +59,7 @@ class VerifyKey:
         """Parse ``ed25519:BASE64``. Raises ``FormatError``."""
         kind, _, body = text.partition(":")
         if kind != "ed25519":
-            raise FormatError("not a public key", seen=text[:20], wanted="ed25519:BASE64")
+            raise FormatError("not a public key", seen=shape(text), wanted="ed25519:BASE64")
         return cls(b64decode(body))
 
     @property
@@ -148,14 +149,14 @@ class Envelope:
     def from_json(cls, tree: object) -> Self:
         """Read the JSON form. Raises ``FormatError`` for anything but exactly the DSSE fields."""
         if not isinstance(tree, dict) or set(tree) != {"payload", "payloadType", "signatures"}:
-            raise FormatError("not a DSSE envelope", seen=type(tree).__name__, wanted="payload, payloadType, signatures")
+            raise FormatError("not a DSSE envelope", seen=shape(tree), wanted="payload, payloadType, signatures")
         kind, signatures = tree["payloadType"], tree["signatures"]
         if not isinstance(kind, str) or not isinstance(signatures, list) or not 1 <= len(signatures) <= MAX_SIGNATURES:
             raise FormatError("not a DSSE envelope", seen="wrong field types", wanted=f"1 to {MAX_SIGNATURES} signatures")
         pairs = []
         for item in signatures:
             if not isinstance(item, dict) or set(item) != {"keyid", "sig"} or not isinstance(item["keyid"], str):
-                raise FormatError("not a DSSE signature", seen=type(item).__name__, wanted="keyid, sig")
+                raise FormatError("not a DSSE signature", seen=shape(item), wanted="keyid, sig")
             pairs.append((item["keyid"], b64decode(item["sig"])))
         payload = b64decode(tree["payload"])
         if len(payload) > MAX_PAYLOAD_BYTES:

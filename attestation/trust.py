@@ -17,6 +17,7 @@ from attestation.appraisal import Level
 from attestation.canonical import digest_of
 from attestation.document import Base64, Moment, Name, NodeId, Sha256
 from attestation.errors import FormatError
+from attestation.shape import place_of, shape, unknown_key
 from attestation.signing import VerifyKey
 
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
@@ -62,7 +63,7 @@ Accepted48 = Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=MAX_LIS
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True)
 
 
 class RetiredKey(_Section):
@@ -230,7 +231,7 @@ class Trust(_Section):
         try:
             trust = cls.model_validate(tree)
         except ValidationError as error:
-            raise _format_error(error) from error
+            raise _format_error(error) from None  # the cause would show keys and values
         if trust.spec.witness_quorum > len(trust.spec.witnesses):
             raise FormatError(
                 "spec.witnessQuorum: more witnesses are wanted than named",
@@ -264,17 +265,19 @@ class Trust(_Section):
 
 def _format_error(error: ValidationError) -> FormatError:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    place = place_of(Trust, first["loc"]) or "the document"
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         known = sorted({field.alias or name for model in _SECTIONS for name, field in model.model_fields.items()})
+        place = place_of(Trust, first["loc"], nearly=known)
         close = difflib.get_close_matches(key, known, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"keys of a trust file: {', '.join(known)}"
-        return FormatError(f"{place}: unknown key", rule="trust-schema", seen=key[:100], wanted="a key of the trust file", fix=fix)
+        return FormatError(
+            f"{place}: unknown key", rule="trust-schema", seen=unknown_key(key, known), wanted="a key of the trust file", fix=fix
+        )
     text = first["msg"].removeprefix("Value error, ")
-    shown = first["input"] if isinstance(first["input"], str | int | float | bool) else type(first["input"]).__name__
     return FormatError(
-        f"{place}: {text}", rule="trust-schema", seen=str(shown)[:200], wanted=text, fix=f"correct {place} in the trust file"
+        f"{place}: {text}", rule="trust-schema", seen=shape(first["input"]), wanted=text, fix=f"correct {place} in the trust file"
     )
 
 

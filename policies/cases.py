@@ -35,7 +35,7 @@ ToRequest = Callable[[Mapping[str, Any], str], LaunchRequest]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Case(_Model):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from policies.errors import PolicyError, PolicyLimitError
 from policies.expression import Expression, check_expression
 from policies.model import Policy
+from policies.shape import place_of, shape, unknown_key
 from policies.strictyaml import load_yaml, nearest
 
 POLICY_MAX_BYTES = 128 * 1024
@@ -53,7 +54,8 @@ def load_policy(raw: bytes) -> LoadedPolicy:
         except PolicyError as error:
             kind = PolicyLimitError if isinstance(error, PolicyLimitError) else PolicyError
             problems.append(kind(f"spec.rules.{rule.name}: {error.message}", **error.details))
-    _raise_first(problems)
+    if problems:
+        raise _first_of(problems)
     return LoadedPolicy(policy, raw, f"sha256:{hashlib.sha256(raw).hexdigest()}", types.MappingProxyType(expressions))
 
 
@@ -70,27 +72,26 @@ def validate(model: type[_ModelT], tree: object) -> _ModelT:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        _raise_first([_problem(model, item) for item in error.errors(include_url=False, include_context=False)])
-        raise
+        problems = [_problem(model, item) for item in error.errors(include_url=False, include_context=False)]
+        raise _first_of(problems) from None  # the cause would show keys and values
 
 
-def _raise_first(problems: list[PolicyError]) -> None:
-    if problems:
-        first = problems[0]
-        first.details["problems"] = [{"message": one.message, **one.details} for one in problems]
-        raise first
+def _first_of(problems: list[PolicyError]) -> PolicyError:
+    first = problems[0]
+    first.details["problems"] = [{"message": one.message, **one.details} for one in problems]
+    return first
 
 
 def _problem(model: type[BaseModel], item: typing.Any) -> PolicyError:  # noqa: ANN401  (pydantic's ErrorDetails is not public in all versions)
-    place = ".".join(str(part) for part in item["loc"]) or "the document"
+    place = place_of(model, item["loc"]) or "the document"
     text = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         key = str(item["loc"][-1])
-        return PolicyError(f"{place}: unknown key", rule="policy-schema", seen=key, wanted="a key of the policy format",
-                           fix=nearest(key, _keys_at(model, item["loc"][:-1])))  # fmt: skip
-    seen = item["input"]
-    shown = str(seen)[:200] if isinstance(seen, (str, int, float, bool)) else type(seen).__name__
-    return PolicyError(f"{place}: {text}"[:500], rule="policy-schema", seen=shown, wanted=text[:300], fix=f"correct {place}")
+        known = _keys_at(model, item["loc"][:-1])
+        place = place_of(model, item["loc"], nearly=known)
+        return PolicyError(f"{place}: unknown key", rule="policy-schema", seen=unknown_key(key, known), wanted="a key of the policy format",
+                           fix=nearest(key, known))  # fmt: skip
+    return PolicyError(f"{place}: {text}"[:500], rule="policy-schema", seen=shape(item["input"]), wanted=text[:300], fix=f"correct {place}")
 
 
 def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

@@ -9,9 +9,12 @@ from collections.abc import Iterable
 import yaml
 
 from policies.errors import PolicyError, PolicyLimitError
+from policies.shape import shape
 
 MAX_DEPTH = 32
 MAX_NODES = 20_000
+_NAMES = re.compile(r"(\b(?:tag|handle|anchor|alias)) .*", re.DOTALL)
+"""What PyYAML quotes at length; of everything else it quotes one character."""
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -40,7 +43,7 @@ class _StrictLoader(yaml.SafeLoader):
         # An escape such as "\\ud800" makes half a character, which cannot be written as UTF-8 and so not be signed or hashed.
         if _HALF_CHARACTER.search(node.value):
             raise PolicyError(f"line {node.start_mark.line + 1}: half a character (a surrogate)", rule="strict-yaml",
-                              seen=ascii(node.value)[:100], wanted="text that can be written as UTF-8",
+                              seen=shape(node.value), wanted="text that can be written as UTF-8",
                               fix="write the character itself, or its 8-digit escape")  # fmt: skip
         return super().construct_scalar(node)
 
@@ -50,10 +53,10 @@ class _StrictLoader(yaml.SafeLoader):
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             line = key_node.start_mark.line + 1
             if key is None or key_node.tag != "tag:yaml.org,2002:str":
-                raise PolicyError(f"line {line}: a key must be text", rule="strict-yaml", seen=str(key_node.value)[:100],
+                raise PolicyError(f"line {line}: a key must be text", rule="strict-yaml", seen=shape(key_node.value),
                                   wanted="a text key", fix="put the key into quotes")  # fmt: skip
             if key in seen:
-                raise PolicyError(f"line {line}: the key {key!r} stands twice", rule="strict-yaml", seen=key,
+                raise PolicyError(f"line {line}: a key stands twice", rule="strict-yaml", seen=f"a key of {len(key)} characters again",
                                   wanted="each key once", fix="remove one of the two")  # fmt: skip
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -81,14 +84,15 @@ def load_yaml(raw: bytes, *, max_bytes: int = 256 * 1024) -> object:
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
-        raise PolicyError("the document is not UTF-8", rule="strict-yaml", seen=f"byte {error.start}", wanted="UTF-8 text",
-                          fix="save it as UTF-8") from error  # fmt: skip
+        raise PolicyError("the document is not UTF-8", rule="strict-yaml", seen=f"{shape(raw)}, at {error.start} no UTF-8",
+                          wanted="UTF-8 text", fix="save it as UTF-8") from None  # fmt: skip
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise PolicyError(f"{place}not valid YAML: {problem}"[:500], rule="strict-yaml", seen=place or "the document",
-                          wanted="one YAML document", fix="correct the syntax") from error  # fmt: skip
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        problem = _NAMES.sub(r"\1", getattr(error, "problem", None) or "a value that no reader takes")
+        # The cause would show the lines around the place.
+        raise PolicyError(f"{place}not valid YAML: {problem}"[:500], rule="strict-yaml", seen=f"{place}{shape(raw)}",
+                          wanted="one YAML document", fix="correct the syntax") from None  # fmt: skip
 
 
 def nearest(key: str, valid: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from policies.errors import PolicyError
+from policies.shape import shape, unknown_key
 from policies.strictyaml import load_yaml, nearest
 from sandbox.errors import UsageError
 
@@ -83,15 +84,17 @@ def _parse(path: Path, raw: bytes) -> dict[str, str]:
         return {}
     if not isinstance(tree, dict):
         raise UsageError(
-            f"{path}: a mapping is wanted", rule="config", seen=type(tree).__name__, wanted="keys and values", fix="see 'sealrig --help'"
+            f"{path}: a mapping is wanted", rule="config", seen=shape(tree), wanted="keys and values", fix="see 'sealrig --help'"
         )
     for key, value in tree.items():
         if key not in _KEYS:
             raise UsageError(
-                f"{path}: unknown key {key!r}", rule="config", seen=str(key), wanted=", ".join(_KEYS), fix=nearest(str(key), _KEYS)
+                f"{path}: unknown key",
+                rule="config",
+                seen=unknown_key(str(key), _KEYS),
+                wanted=", ".join(_KEYS),
+                fix=nearest(str(key), _KEYS),
             )
         if not isinstance(value, str):
-            raise UsageError(
-                f"{path}: {key} must be text", rule="config", seen=type(value).__name__, wanted="text", fix=f"put {key} into quotes"
-            )
+            raise UsageError(f"{path}: {key} must be text", rule="config", seen=shape(value), wanted="text", fix=f"put {key} into quotes")
     return {str(key): str(value) for key, value in tree.items()}

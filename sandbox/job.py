@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.alias_generators import to_camel
 
 from policies.errors import PolicyError
+from policies.shape import place_of, shape, unknown_key
 from policies.strictyaml import load_yaml, nearest
 from policies.units import parse_duration, parse_size
 from sandbox.errors import JobError
@@ -44,7 +45,9 @@ _SECRET_VALUE = re.compile(r"(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|hf_[
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, strict=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, strict=False, hide_input_in_errors=True
+    )
 
 
 def _container_path(text: object) -> str:
@@ -216,7 +219,7 @@ def job_from_tree(tree: object) -> Job:
     try:
         return Job.model_validate(tree)
     except ValidationError as error:
-        raise _job_error(error) from error
+        raise _job_error(error) from None  # the cause would show keys and values
 
 
 def parse_statement(payload: bytes) -> JobStatement:
@@ -224,21 +227,21 @@ def parse_statement(payload: bytes) -> JobStatement:
     try:
         return JobStatement.model_validate_json(payload)
     except ValidationError as error:
-        raise _job_error(error) from error
+        raise _job_error(error) from None  # the cause would show keys and values
 
 
 def _job_error(error: ValidationError) -> JobError:
     # A union reports the failure of each branch; the one that says something of the value itself comes first.
     first = min(error.errors(include_url=False), key=lambda item: item["type"] not in {"value_error", "extra_forbidden"})
-    place = ".".join(str(part) for part in first["loc"] if part != "Egress" and not str(part).startswith("literal[")) or "the document"
-    seen = first["input"]
+    loc = [part for part in first["loc"] if part != "Egress" and not str(part).startswith("literal[")]
+    place = place_of(JobStatement, loc) or "the document"
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        fix = nearest(key, _keys_at(first["loc"][:-1]))
-        return JobError(f"{place}: unknown key", rule="job-schema", seen=key, wanted="a key of the job format", fix=fix)
-    shown = seen if isinstance(seen, (str, int, float, bool)) else type(seen).__name__
-    return JobError(f"{place}: {text}", rule="job-schema", seen=str(shown)[:200], wanted=text, fix=f"correct {place} in the job file")
+        known = _keys_at(first["loc"][:-1])
+        seen, place = unknown_key(key, known), place_of(JobStatement, loc, nearly=known)
+        return JobError(f"{place}: unknown key", rule="job-schema", seen=seen, wanted="a key of the job format", fix=nearest(key, known))
+    return JobError(f"{place}: {text}", rule="job-schema", seen=shape(first["input"]), wanted=text, fix=f"correct {place} in the job file")
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:

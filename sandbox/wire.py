@@ -37,13 +37,13 @@ Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$", max_length=MAX_
 class Message(BaseModel):
     """Base of all messages: frozen. Whoever acts on a message refuses unknown fields; whoever reads an answer passes over them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Problem(BaseModel):
     """RFC 9457 problem details, with the stable ``code`` of ``sandbox.errors``."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
     type: str = "about:blank"
     title: str

@@ -12,6 +12,7 @@ from attestation.log.errors import ForkError, HistoryError, TileError
 from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, NoteVerifier, open_checkpoint
 from attestation.log.reader import LogReader
 from attestation.merkle import HASH_BYTES, MAX_PROOF_HASHES, ProofError, prefix_roots
+from attestation.shape import shape
 from attestation.signing import b64decode, b64encode
 
 MAX_EVIDENCE_BYTES = 4 * MAX_NOTE_BYTES
@@ -40,7 +41,7 @@ class ForkEvidence:
         """Read the JSON form. Raises ``FormatError`` or ``LimitError``."""
         tree = parse_json(text.encode(), max_bytes=MAX_EVIDENCE_BYTES)
         if not isinstance(tree, dict) or set(tree) != {"v", "type", "held", "shown", "proof"} or tree["v"] != 1 or tree["type"] != _TYPE:
-            raise FormatError("not evidence of a fork", rule="fork-form", seen=type(tree).__name__, wanted=f"a {_TYPE} document")
+            raise FormatError("not evidence of a fork", rule="fork-form", seen=shape(tree), wanted=f"a {_TYPE} document")
         held, shown, proof = tree["held"], tree["shown"], tree["proof"]
         if not isinstance(held, str) or not isinstance(shown, str) or not isinstance(proof, list) or len(proof) > MAX_PROOF_HASHES:
             raise FormatError("not evidence of a fork", rule="fork-form", seen="other types", wanted="two notes and a proof")

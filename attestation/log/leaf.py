@@ -20,6 +20,7 @@ from uuid_utils import uuid7
 from attestation.canonical import canonical_json, parse_json
 from attestation.errors import FormatError, LimitError
 from attestation.log.errors import LeafError
+from attestation.shape import shape
 
 MAX_LEAF_BYTES = 65535  # an entry bundle counts a leaf's length with 16 bits
 MAX_COMMITMENTS = 64
@@ -175,7 +176,7 @@ def _check_day(text: str) -> None:
     try:
         date.fromisoformat(text)
     except ValueError as error:
-        raise LeafError("a leaf's day is in no calendar", rule="leaf-day", seen=text, wanted="a calendar date") from error
+        raise LeafError("a leaf's day is in no calendar", rule="leaf-day", seen=shape(text), wanted="a calendar date") from error
 
 
 def _match(raw: bytes) -> re.Match[str]:
@@ -198,12 +199,11 @@ def _explain(raw: bytes) -> re.Match[str]:
     except (FormatError, LimitError) as error:
         raise LeafError("a leaf is not JSON", rule="leaf-json", seen=str(error.details.get("seen")), wanted="RFC 8785 JSON") from error
     if not isinstance(tree, dict) or set(tree) != _KEYS:
-        seen = ", ".join(sorted(set(tree) ^ _KEYS))[:200] if isinstance(tree, dict) else type(tree).__name__
-        raise LeafError("a leaf has other fields", rule="leaf-fields", seen=seen, wanted=", ".join(sorted(_KEYS)))
+        raise LeafError("a leaf has other fields", rule="leaf-fields", seen=shape(tree), wanted=", ".join(sorted(_KEYS)))
     if tree["v"] != 1 or isinstance(tree["v"], bool):
-        raise LeafError("a leaf of another version", rule="leaf-version", seen=str(tree["v"])[:20], wanted="1")
+        raise LeafError("a leaf of another version", rule="leaf-version", seen=shape(tree["v"]), wanted="1")
     _explain_words(tree)
-    raise LeafError("a leaf is not in canonical form", rule="leaf-canonical", seen=repr(raw[:80]), wanted="RFC 8785 JSON")
+    raise LeafError("a leaf is not in canonical form", rule="leaf-canonical", seen=shape(raw), wanted="RFC 8785 JSON")
 
 
 def _explain_words(tree: dict[str, object]) -> None:
@@ -211,21 +211,19 @@ def _explain_words(tree: dict[str, object]) -> None:
     evidence, commitments = tree["evidence"], tree["commitments"]
     if evidence is not None:
         if not isinstance(evidence, dict) or set(evidence) != {"digest", "mediaType"}:
-            raise LeafError(
-                "a leaf's evidence is not a reference", rule="leaf-evidence", seen=str(evidence)[:80], wanted="digest, mediaType"
-            )
+            raise LeafError("a leaf's evidence is not a reference", rule="leaf-evidence", seen=shape(evidence), wanted="digest, mediaType")
         words |= evidence
     for name, value in words.items():
         if not isinstance(value, str) or _WORDS[name].fullmatch(value) is None:
             raise LeafError(
                 f"a leaf's {name} is not acceptable",
                 rule=f"leaf-{name}",
-                seen=repr(value)[:80],
+                seen=shape(value),
                 wanted=_WORDS[name].pattern,
                 fix="log random ids, digests and fixed words; put anything else into a salted commitment",
             )
     if not isinstance(commitments, list) or re.fullmatch(_COMMITMENTS, canonical_json(commitments).decode()[1:-1]) is None:
-        raise LeafError("a leaf's commitments are not acceptable", rule="leaf-commitments", seen=str(commitments)[:80], wanted="field, mac")
+        raise LeafError("a leaf's commitments are not acceptable", rule="leaf-commitments", seen=shape(commitments), wanted="field, mac")
 
 
 def _spell(moment: datetime) -> str:

@@ -15,6 +15,7 @@ from typing import Self
 from attestation.errors import FormatError, SignatureError
 from attestation.log.errors import CheckpointError, NoteError, NoteSignatureError
 from attestation.merkle import HASH_BYTES, MAX_SIZE
+from attestation.shape import shape
 from attestation.signing import SigningKey, VerifyKey, b64decode, b64encode
 
 ED25519 = 0x01
@@ -30,18 +31,18 @@ _DASH = "\u2014 "
 def check_name(name: str) -> None:
     """Raise ``NoteError`` unless ``name`` may name a key: not empty, no spaces, no plus, no control characters."""
     if not name or "+" in name or any(letter.isspace() or ord(letter) < 0x20 for letter in name):
-        raise NoteError("a key's name is not acceptable", rule="note-name", seen=repr(name)[:80], wanted="no spaces, no plus, not empty")
+        raise NoteError("a key's name is not acceptable", rule="note-name", seen=shape(name), wanted="no spaces, no plus, not empty")
 
 
 def parse_number(text: str, rule: str) -> int:
     """Read an ASCII decimal without leading zeroes, at most 2^63 - 1. Raises ``CheckpointError`` named ``rule``."""
     if _NUMBER.fullmatch(text) is None:
         raise CheckpointError(
-            "a number has another spelling", rule=f"{rule}-form", seen=repr(text)[:40], wanted="decimal without leading zeroes"
+            "a number has another spelling", rule=f"{rule}-form", seen=shape(text), wanted="decimal without leading zeroes"
         )
     value = int(text)
     if value > MAX_SIZE:
-        raise CheckpointError("a number is too large", rule=f"{rule}-range", seen=text, wanted=f"≤ {MAX_SIZE}")
+        raise CheckpointError("a number is too large", rule=f"{rule}-range", seen=shape(value), wanted=f"≤ {MAX_SIZE}")
     return value
 
 
@@ -69,14 +70,14 @@ class NoteVerifier:
         try:
             raw = b64decode(body)
         except FormatError as error:
-            raise NoteError("not a verifier key", rule="vkey-form", seen=text[:80], wanted="name+hexid+base64") from error
+            raise NoteError("not a verifier key", rule="vkey-form", seen=shape(text), wanted="name+hexid+base64") from error
         if not raw or raw[0] not in {ED25519, COSIGNATURE}:
             raise NoteError("a key of an unknown type", rule="vkey-type", seen=raw[:1].hex() or "none", wanted="01 or 04")
         if len(raw) != 33:
             raise NoteError("a key has a wrong length", rule="vkey-length", seen=f"{len(raw) - 1} bytes", wanted="32 bytes")
         verifier = cls(name, VerifyKey(raw[1:]), raw[0])
         if verifier.key_id.hex() != shown:
-            raise NoteError("a key's id is not that of the key", rule="vkey-id", seen=shown[:20], wanted=verifier.key_id.hex())
+            raise NoteError("a key's id is not that of the key", rule="vkey-id", seen=shape(shown), wanted=verifier.key_id.hex())
         return verifier
 
     @property
@@ -130,13 +131,13 @@ class NoteSignature:
         """Read a line without its newline. Raises ``NoteError``."""
         name, space, body = line.removeprefix(_DASH).partition(" ")
         if not line.startswith(_DASH) or not space:
-            raise NoteError("not a signature line", rule="note-signature-form", seen=repr(line)[:60], wanted="em dash, name, base64")
+            raise NoteError("not a signature line", rule="note-signature-form", seen=shape(line), wanted="em dash, name, base64")
         check_name(name)
         try:
             raw = b64decode(body)
         except FormatError as error:
             raise NoteError(
-                "a signature is not canonical base64", rule="note-signature-base64", seen=body[-12:], wanted="canonical base64"
+                "a signature is not canonical base64", rule="note-signature-base64", seen=shape(body), wanted="canonical base64"
             ) from error
         if len(raw) < 5:
             raise NoteError("a signature is too short", rule="note-signature-short", seen=f"{len(raw)} bytes", wanted="more than 4 bytes")
@@ -170,7 +171,7 @@ class Note:
         if any(ord(letter) < 0x20 and letter != "\n" for letter in whole):
             raise NoteError("a note has control characters", rule="note-control", seen="a byte below 0x20", wanted="text and newlines")
         if not whole.endswith("\n"):
-            raise NoteError("a note is cut off", rule="note-newline", seen=repr(whole[-20:]), wanted="a newline at the end")
+            raise NoteError("a note is cut off", rule="note-newline", seen=shape(whole), wanted="a newline at the end")
         text, blank, tail = whole.rpartition("\n\n")
         if not blank:
             raise NoteError("a note has no signatures", rule="note-blank-line", seen="no blank line", wanted="text, blank line, signatures")
@@ -242,7 +243,7 @@ class Checkpoint:
             digest = b64decode(root)
         except FormatError as error:
             raise CheckpointError(
-                "a root is not base64", rule="checkpoint-root-base64", seen=root[:60], wanted="canonical base64"
+                "a root is not base64", rule="checkpoint-root-base64", seen=shape(root), wanted="canonical base64"
             ) from error
         if len(digest) != HASH_BYTES:
             raise CheckpointError(

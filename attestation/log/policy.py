@@ -8,6 +8,7 @@ from typing import Self
 
 from attestation.log.errors import PolicyError
 from attestation.log.note import COSIGNATURE, NoteVerifier
+from attestation.shape import shape
 
 MAX_POLICY_BYTES = 64 * 1024
 MAX_NAMES = 64
@@ -103,7 +104,7 @@ class _Reading:
         }
         kind, *rest = words
         if kind not in kinds:
-            raise _wrong(number, kind, " or ".join(kinds))
+            raise _wrong(number, shape(kind), " or ".join(kinds))
         read, least, most = kinds[kind]
         if not least <= len(rest) <= most:
             raise _wrong(number, f"{kind} with {len(rest)} words", f"{least} to {most} words")

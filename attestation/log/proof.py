@@ -9,6 +9,7 @@ from typing import Self
 from attestation.errors import FormatError
 from attestation.log.note import MAX_NOTE_BYTES, Checkpoint, NoteVerifier, open_checkpoint, parse_number
 from attestation.merkle import HASH_BYTES, MAX_PROOF_HASHES, ProofError, leaf_hash, verify_inclusion
+from attestation.shape import shape
 from attestation.signing import b64decode, b64encode
 
 HEADER = "c2sp.org/tlog-proof@v1"
@@ -36,14 +37,14 @@ class TlogProof:
         head, blank, checkpoint = raw.partition("\n\n")
         first, *lines = head.split("\n")
         if first != HEADER or not blank:
-            raise ProofError("not a proof", rule="tlog-proof-header", seen=first[:60], wanted=HEADER)
+            raise ProofError("not a proof", rule="tlog-proof-header", seen=shape(raw), wanted=HEADER)
         if lines and lines[0].startswith("extra "):
             raise ProofError(
-                "a proof with extra data", rule="tlog-proof-extra", seen=lines[0][:60], wanted="no extra line: nothing here uses one"
+                "a proof with extra data", rule="tlog-proof-extra", seen=shape(lines[0]), wanted="no extra line: nothing here uses one"
             )
         if not lines or not lines[0].startswith("index "):
             raise ProofError(
-                "a proof names no index", rule="tlog-proof-index", seen=lines[0][:60] if lines else "nothing", wanted="index N"
+                "a proof names no index", rule="tlog-proof-index", seen=shape(lines[0]) if lines else "nothing", wanted="index N"
             )
         if len(lines) - 1 > MAX_PROOF_HASHES:
             raise ProofError(
@@ -65,7 +66,7 @@ def _hash(line: str) -> bytes:
     try:
         digest = b64decode(line)
     except FormatError as error:
-        raise ProofError("a proof line is not base64", rule="tlog-proof-base64", seen=line[:60], wanted="canonical base64") from error
+        raise ProofError("a proof line is not base64", rule="tlog-proof-base64", seen=shape(line), wanted="canonical base64") from error
     if len(digest) != HASH_BYTES:
         raise ProofError("a proof line is no hash", rule="tlog-proof-hash", seen=f"{len(digest)} bytes", wanted=f"{HASH_BYTES} bytes")
     return digest

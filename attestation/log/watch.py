@@ -20,6 +20,7 @@ from attestation.log.note import Checkpoint, NoteVerifier
 from attestation.log.reader import LogReader
 from attestation.log.tiles import TILE_WIDTH, Edge
 from attestation.merkle import leaf_hash
+from attestation.shape import shape
 from attestation.signing import b64decode, b64encode
 
 MAX_STATE_BYTES = 1024 * 1024
@@ -70,7 +71,7 @@ class WatchState:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
-                f"{path} is no state of a watch", rule="watch-state", seen=repr(error)[:80], wanted="a file that watch wrote"
+                f"{path} is no state of a watch", rule="watch-state", seen=shape(tree), wanted="a file that watch wrote"
             ) from error
 
     def save(self, path: Path) -> None:

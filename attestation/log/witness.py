@@ -16,6 +16,7 @@ from attestation.log.errors import NoteError, NoteSignatureError
 from attestation.log.history import ForkEvidence
 from attestation.log.note import COSIGNATURE, MAX_NOTE_BYTES, Checkpoint, Note, NoteVerifier, cosign, parse_number
 from attestation.merkle import ProofError, verify_consistency
+from attestation.shape import shape
 from attestation.signing import SigningKey, b64decode
 
 MAX_PROOF_LINES = 63
@@ -173,7 +174,7 @@ def _parse(body: bytes) -> _Request:
         raise NoteError("the request is not text", rule="witness-text", seen=str(error)[:80], wanted="UTF-8") from error
     if not blank or not lines[0].startswith("old ") or len(lines) - 1 > MAX_PROOF_LINES:
         raise NoteError(
-            "not an add-checkpoint request", rule="witness-form", seen=lines[0][:40], wanted="old size, proof, blank line, checkpoint"
+            "not an add-checkpoint request", rule="witness-form", seen=shape(body), wanted="old size, proof, blank line, checkpoint"
         )
     note = Note.parse(text)
     return _Request(

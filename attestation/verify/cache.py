@@ -19,6 +19,7 @@ from cryptography import x509
 
 from attestation.document import time_text
 from attestation.errors import AttestationError, FormatError, LimitError, VerificationError
+from attestation.shape import shape
 from attestation.verify.certificates import packaged_roots
 from attestation.verify.ocsp import load_ocsp
 from attestation.verify.revocation import check_revocation, load_crl
@@ -150,7 +151,7 @@ def _kind(raw: bytes) -> Kind:
     raise FormatError(
         "not collateral",
         rule="collateral",
-        seen=repr(start[:20]),
+        seen=shape(raw),
         wanted="a revocation list, an OCSP response, Intel's collateral (JSON) or a RIM file",
         fix="name a file as the vendor publishes it",
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attestation.errors import FormatError, LimitError
+from attestation.shape import shape
 from attestation.verify.binary import BinaryReader
 from attestation.verify.eventlog import extend
 
@@ -76,9 +77,7 @@ def _binary(raw: bytes) -> tuple[Measured, ...]:
 def _line(line: bytes) -> Measured:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise FormatError(
-            "not a line of an IMA log", seen=line[:60].decode("ascii", errors="replace"), wanted="PCR, digest, template, file"
-        )
+        raise FormatError("not a line of an IMA log", seen=shape(line), wanted="PCR, digest, template, file")
     pcr, shown, template, algorithm, file_digest, rest = match.groups()
     _require(int(pcr), template.decode())
     digest = bytes.fromhex(shown.decode())

@@ -18,6 +18,7 @@ from signxml.exceptions import SignXMLException
 from signxml.verifier import SignatureConfiguration, XMLVerifier
 
 from attestation.errors import FormatError, LimitError, SignatureError
+from attestation.shape import shape
 from attestation.verify.certificates import MAX_CHAIN, load_chain, name_of, packaged_roots, verified_path
 
 MAX_RIM_BYTES = 4 * 1024 * 1024
@@ -84,7 +85,7 @@ def _parse(raw: bytes) -> etree._Element:
     except (etree.LxmlError, ValueError) as error:
         raise FormatError("not XML", seen=str(error)[:200], wanted="a RIM file") from error
     if tree.getroottree().docinfo.doctype or tree.tag != f"{_SWID}SoftwareIdentity":
-        raise FormatError("not a RIM file", seen=str(tree.tag)[:100], wanted="a SoftwareIdentity without a document type")
+        raise FormatError("not a RIM file", seen="another root", wanted="a SoftwareIdentity without a document type")
     return tree
 
 
@@ -119,4 +120,4 @@ def _hash(text: str | None) -> bytes:
     try:
         return bytes.fromhex(text or "-")
     except ValueError as error:
-        raise FormatError("a hash of the RIM is not hex", seen=str(text)[:40], wanted="hex digits") from error
+        raise FormatError("a hash of the RIM is not hex", seen=shape(text), wanted="hex digits") from error

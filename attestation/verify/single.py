@@ -18,6 +18,7 @@ from attestation.canonical import parse_json
 from attestation.document import time_text
 from attestation.errors import AttestationError, FormatError
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
+from attestation.shape import shape
 from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.steps import Steps
 from attestation.verify.cache import NOTHING, Cached
@@ -199,7 +200,7 @@ def _gpu_pieces(raw: bytes, chain: bytes | None) -> list[tuple[bytes, bytes]]:
     if text.startswith(b"["):
         tree = parse_json(raw)
         if not isinstance(tree, list) or not 1 <= len(tree) <= MAX_GPUS:
-            raise FormatError("not a list of GPU evidence", seen=type(tree).__name__, wanted=f"1 to {MAX_GPUS} GPUs")
+            raise FormatError("not a list of GPU evidence", seen=shape(tree), wanted=f"1 to {MAX_GPUS} GPUs")
         return [(b64decode(_field(item, "evidence", str)), b64decode(_field(item, "certificate", str))) for item in tree]
     try:
         report = binascii.unhexlify(text)
@@ -211,7 +212,7 @@ def _gpu_pieces(raw: bytes, chain: bytes | None) -> list[tuple[bytes, bytes]]:
 def _field(tree: object, name: str, kind: type[Any]) -> Any:  # noqa: ANN401  (of the type that ``kind`` names, as checked)
     value = tree.get(name) if isinstance(tree, dict) else None
     if not isinstance(value, kind):
-        raise FormatError(f"{name} is missing or of a wrong type", seen=type(value).__name__, wanted=kind.__name__)
+        raise FormatError(f"{name} is missing or of a wrong type", seen=shape(value), wanted=kind.__name__)
     return value
 
 
@@ -219,7 +220,7 @@ def _hex(value: object) -> bytes:
     try:
         return bytes.fromhex(value if isinstance(value, str) else "-")
     except ValueError as error:
-        raise FormatError("not hex digits", seen=str(value)[:40], wanted="hex digits") from error
+        raise FormatError("not hex digits", seen=shape(value), wanted="hex digits") from error
 
 
 def _public_key(raw: bytes) -> bytes:

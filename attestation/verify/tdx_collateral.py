@@ -23,6 +23,7 @@ from pydantic.alias_generators import to_camel
 from attestation.canonical import parse_json
 from attestation.document import time_text
 from attestation.errors import FormatError, SignatureError, VerificationError
+from attestation.shape import place_of
 from attestation.verify.certificates import load_chain, verify_chain
 from attestation.verify.revocation import check_revocation, load_crl
 
@@ -36,7 +37,7 @@ M = TypeVar("M", bound=BaseModel)
 
 class _Model(BaseModel):
     # Intel adds members over time; what is judged here is named here.
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True)
 
 
 class _Component(_Model):
@@ -115,7 +116,7 @@ class QeIdentity(_Dated):
 
 
 class _File(_Model):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     tcb_info: str
     tcb_info_signature: Hex
@@ -251,8 +252,8 @@ def _parse(model: type[M], tree: Any) -> M:  # noqa: ANN401  (parsed JSON)
         return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"not TDX collateral: {place}", seen=first["type"], wanted=first["msg"][:200]) from error
+        place = place_of(model, first["loc"]) or "the document"
+        raise FormatError(f"not TDX collateral: {place}", seen=first["type"], wanted=first["msg"][:200]) from None
 
 
 def level_status(levels: Sequence[IsvLevel], svn: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import func, select
 
 from attestation.canonical import sha256_digest
+from attestation.shape import shape
 from attestation.signing import VerifyKey
 from sandbox.control.access import Caller
 from sandbox.control.core import Control
@@ -64,7 +65,7 @@ def customer_key(control: Control, tenant: str, identity: object) -> VerifyKey:
         raise JobError(
             "the identity that signed this is not enrolled for your tenant",
             rule="job-identity",
-            seen=str(identity)[:60],
+            seen=shape(identity),
             wanted="an identity that this tenant has enrolled",
             fix="submit with the enrolled key, or enrol this one",
         )

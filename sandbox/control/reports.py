@@ -24,6 +24,7 @@ from attestation.certificate import CERTIFICATE_PAYLOAD_TYPE, verify_certificate
 from attestation.evidence import EVIDENCE_PAYLOAD_TYPE, Evidence
 from attestation.log.leaf import DocumentRef
 from attestation.run import RUN_PAYLOAD_TYPE, RunRecord
+from attestation.shape import place_of
 from attestation.signing import Envelope, VerifyKey, b64decode
 from attestation.verify import Expected
 from attestation.wipe import WIPE_PAYLOAD_TYPE, WipeReport
@@ -129,10 +130,10 @@ def _parse(payload: bytes) -> NodeReport:
         raise InputError(
             "not a report",
             rule="report-schema",
-            seen=str(first["loc"])[:200],
+            seen=place_of(NodeReport, first["loc"])[:200],
             wanted=first["msg"][:200],
             fix="run the same version on node and server",
-        ) from error
+        ) from None
 
 
 def _attested(said: _Said, lease: LeaseRow) -> None:

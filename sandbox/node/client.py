@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from attestation.shape import place_of
 from attestation.signing import b64encode
 from sandbox.errors import AccessError, InputError, NotFoundError, SealrigError, ServerError, StateError
 from sandbox.wire import (
@@ -171,10 +172,10 @@ def _parsed(model: type[_M], answer: httpx.Response) -> _M:
         raise ServerError(
             "the control plane answered something else than agreed",
             rule="server",
-            seen=str(first["loc"])[:200],
+            seen=place_of(model, first["loc"])[:200],
             wanted=str(first["msg"])[:200],
             fix="run the same version on server and node",
-        ) from error
+        ) from None
 
 
 _PASSING = {408, 423, 425, 429}

@@ -20,7 +20,7 @@ PathText = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True)
 
 
 class TpmDevice(_Section):

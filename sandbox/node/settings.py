@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from policies.errors import PolicyError
+from policies.shape import place_of, shape, unknown_key
 from policies.strictyaml import load_yaml, nearest
 from policies.units import parse_size
 from sandbox.errors import UsageError
@@ -27,7 +28,7 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 class NodeSettings(BaseModel):
     """What ``node.yaml`` says. Sizes in bytes; what is left out is taken from the machine when the node starts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True)
 
     api_version: Literal["sealrig/v1"]
     kind: Literal["Node"]
@@ -66,20 +67,20 @@ def load_node_settings(folder: NodeFolder) -> NodeSettings:
     except PolicyError as error:
         raise UsageError(f"{path}: {error.message}", **error.details) from error
     except ValidationError as error:
-        raise _settings_error(path, error) from error
+        raise _settings_error(path, error) from None  # the cause would show keys and values
 
 
 def _settings_error(path: Path, error: ValidationError) -> UsageError:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the document"
+    place = place_of(NodeSettings, first["loc"]) or "the document"
     if first["type"] == "extra_forbidden":
-        keys = [field.alias or name for name, field in NodeSettings.model_fields.items()]
+        keys, key = [field.alias or name for name, field in NodeSettings.model_fields.items()], str(first["loc"][-1])
+        seen, place = unknown_key(key, keys), place_of(NodeSettings, first["loc"], nearly=keys)
         return UsageError(
-            f"{path}: unknown key {place}", rule="node-settings", seen=place, wanted="a key of the format", fix=nearest(place, keys)
+            f"{path}: {place}: unknown key", rule="node-settings", seen=seen, wanted="a key of the format", fix=nearest(key, keys)
         )
-    seen: Any = first["input"]
     return UsageError(
-        f"{path}: {place}: {first['msg']}", rule="node-settings", seen=str(seen)[:200], wanted=first["msg"], fix=f"correct {place}"
+        f"{path}: {place}: {first['msg']}", rule="node-settings", seen=shape(first["input"]), wanted=first["msg"], fix=f"correct {place}"
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Self
 
 from attestation.canonical import bind, canonical_json, parse_json, sha256_digest
 from attestation.errors import AttestationError, SignatureError
+from attestation.shape import shape
 from attestation.signing import Envelope, SigningKey, VerifyKey, b64decode, b64encode, sign_envelope
 from sandbox.errors import BundleError, BundleTamperedError, InputError, LimitError
 from sandbox.sealing.algorithms import STREAM_HEADER_BYTES, SUITE_NAME, TAG_BYTES, WRAPPED_KEY_BYTES
@@ -171,7 +172,7 @@ class Header:
             raise BundleError(
                 "the bundle is of another kind or version",
                 rule="bundle-version",
-                seen=str(tree["suite"])[:80],
+                seen=shape(tree["suite"]),
                 wanted=SUITE_NAME,
                 fix="open it with the version of Sealrig that made it",
             )
@@ -230,7 +231,11 @@ def read_header(source: BinaryIO | bytes) -> Header:
     raw = source[:MAX_HEADER_BYTES] if isinstance(source, bytes) else _read_up_to(source, MAX_HEADER_BYTES)
     if not raw.startswith(MAGIC):
         raise BundleError(
-            "not a Sealrig bundle", rule="bundle-magic", seen=repr(raw[: len(MAGIC)]), wanted=repr(MAGIC), fix="name a file made by 'seal'"
+            "not a Sealrig bundle",
+            rule="bundle-magic",
+            seen=shape(raw),
+            wanted=f"a file that begins with {MAGIC!r}",
+            fix="name a file made by 'seal'",
         )
     length = int.from_bytes(raw[len(MAGIC) : _PREFIX_BYTES], "big")
     end = _PREFIX_BYTES + length

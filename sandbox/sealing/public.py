@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey, Suite
 
 from attestation.errors import FormatError
+from attestation.shape import secret_kind, shape
 from attestation.signing import VerifyKey, b64decode, b64encode
 from sandbox.errors import InputError
 from sandbox.sealing.algorithms import ED25519_BYTES, HPKE, KEM_PUBLIC_BYTES, MLKEM_PUBLIC_BYTES
@@ -61,7 +62,8 @@ class IdentityPublic:
         line = text[: PUBLIC_MAX_CHARS + 1].removesuffix("\n")
         wanted = f"{PUBLIC_PREFIX}BASE64 of {KEM_PUBLIC_BYTES + ED25519_BYTES} bytes"
         if len(line) > PUBLIC_MAX_CHARS or not line.startswith(PUBLIC_PREFIX):
-            raise InputError("not a public identity", rule="identity", seen=repr(line[:16]), wanted=wanted, fix="copy identity.pub whole")
+            fix = "name identity.pub, the public part beside it" if secret_kind(line) else "copy identity.pub whole"
+            raise InputError("not a public identity", rule="identity", seen=shape(line), wanted=wanted, fix=fix)
         try:
             raw = b64decode(line.removeprefix(PUBLIC_PREFIX))
         except FormatError as error:
