@@ -52,15 +52,23 @@ def files(roots: Sequence[Path], *, outside_ram: bool, without: Sequence[Path], 
     for root in roots:
         if _kind(str(root), kinds) in passed:
             continue
-        for folder, names, entries in os.walk(root):
-            names[:] = [name for name in names if kinds.get(f"{folder}/{name}") not in passed and f"{folder}/{name}" not in closed]
+        pending = [str(root)]  # os.walk calls itself for each folder within a folder, up to Python 3.11, and some are a thousand deep
+        while pending:
+            try:
+                with os.scandir(pending.pop()) as opened:
+                    entries = list(opened)
+            except OSError:
+                continue  # gone meanwhile
             for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending += [entry.path] if kinds.get(entry.path) not in passed and entry.path not in closed else []
+                    continue
                 try:
-                    state = os.lstat(f"{folder}/{entry}")  # no path of each of a million files: that takes longer than the look
+                    state = entry.stat(follow_symlinks=False)
                 except OSError:
-                    continue  # gone meanwhile
+                    continue
                 if stat.S_ISREG(state.st_mode) and state.st_ctime >= since:
-                    yield Path(folder, entry)
+                    yield Path(entry.path)
 
 
 def mounts() -> dict[str, str]:

@@ -13,7 +13,8 @@ from attestation.receipt import verify_receipt
 from attestation.trust import Trust
 from tests.control.actors import Customer, ok, walk
 from tests.control.server_process import ServerProcess
-from tests.control.test_witnessed_server import WitnessProcess, wait_until
+from tests.control.test_witnessed_server import WitnessProcess
+from tests.patience import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -68,7 +69,7 @@ def test_a_receipt_is_cosigned_by_the_quorum_and_waits_for_it(server: ServerProc
     lease = submitted(customer)
     walk(customer, node, lease, "closed")
     receipt = f"/v1/leases/{lease}/receipt"
-    wait_until(lambda: customer.get(receipt).status_code == 200)
+    eventually(lambda: customer.get(receipt).status_code == 200)
     raw = customer.get(receipt).content
     spec = {
         "level": "software",
@@ -105,7 +106,7 @@ def test_a_receipt_is_cosigned_by_the_quorum_and_waits_for_it(server: ServerProc
     assert f"/audit/{index}/proof" not in row
 
     witnesses[1].start(vkey)
-    wait_until(lambda: customer.get(receipt).status_code == 200)
+    eventually(lambda: customer.get(receipt).status_code == 200)
     assert first_failure(customer.get(receipt).content, rules[2]) is None
     assert server.http.get(f"/audit/{index}").status_code == 200
     assert f"/audit/{index}/proof" in server.http.get(f"/audit?lease={lease}").text
