@@ -52,16 +52,21 @@ def show_bundle(control: Control, caller: Caller, digest: str) -> BundleInfo:
         return BundleInfo(digest=digest, size=row.size, created_at=owner.created_at if owner else row.stored_at)
 
 
+def content_size(control: Control, caller: Caller, digest: str) -> int:
+    """Return the bytes of a bundle that ``open_content`` would open for the caller. Raises ``NotFoundError``."""
+    with control.database.read() as session:
+        row = session.get(BundleRow, digest)
+        if row is None or not _may_read(session, caller, digest):
+            raise no_bundle(digest)
+        return row.size
+
+
 def open_content(control: Control, caller: Caller, digest: str, start: int | None, end: int | None) -> Content:
     """Open a range of a bundle for its tenant, or for a node that holds a lease that reads it.
 
     ``start`` of None means the last ``end`` bytes, ``end`` of None the bundle's end.
     """
-    with control.database.read() as session:
-        row = session.get(BundleRow, digest)
-        if row is None or not _may_read(session, caller, digest):
-            raise no_bundle(digest)
-        size = row.size
+    size = content_size(control, caller, digest)
     first, stop = (max(0, size - (end or 0)), size) if start is None else (start, size if end is None else min(end, size))
     try:
         return Content(first, stop, size, control.store.read(digest, first, stop) if first < stop else _nothing())

@@ -7,6 +7,7 @@ counted, so a client resumes at the exact byte that is on disk. What becomes of 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from sandbox.errors import LimitError, NotFoundError
 from sandbox.lifecycle import ON_NODE
 from sandbox.model import new_id
 
+UPLOAD_ID = re.compile(r"upload-[0-9a-f]{32}")
 RESULT_OVERHEAD_BYTES = 64 * 2**20
 """What sealing a result may add to the output's own bound: headers of a tar with many small files."""
 
@@ -136,8 +138,10 @@ def _require_quota(control: Control, session: Session, tenant: str, size: int) -
 def find(control: Control, caller: Caller, upload_id: str) -> Upload:
     """Return an upload of the caller: a node's own, or one of a customer's tenant, whichever token began it.
 
-    Raises ``NotFoundError`` for anybody else's, ``UploadExpiredError`` for one that waited too long.
+    Raises ``NotFoundError`` for anybody else's and for what is no upload's id, ``UploadExpiredError`` for one that waited too long.
     """
+    if not UPLOAD_ID.fullmatch(upload_id):  # the database is not asked: PostgreSQL fails on a NUL
+        raise no_upload(upload_id)
     with control.database.read() as session:
         row = session.get(UploadRow, upload_id)
     if row is None or not _may_use(caller, row):

@@ -42,6 +42,7 @@ TABLE: dict[tuple[str, str], set[str]] = {
     ("get", "/v1/bundles"): PEOPLE,
     ("get", "/v1/bundles/{digest}"): PEOPLE,
     ("get", "/v1/bundles/{digest}/content"): {"customer", "node"},
+    ("head", "/v1/bundles/{digest}/content"): {"customer", "node"},
     ("delete", "/v1/bundles/{digest}"): {"customer"},
     ("post", "/v1/leases"): {"customer"},
     ("get", "/v1/leases"): PEOPLE,

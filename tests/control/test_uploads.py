@@ -131,6 +131,33 @@ def test_a_range_of_another_bundle_than_was_thought_is_the_whole(house: House) -
     assert (gone.status_code, gone.headers["content-range"]) == (416, f"bytes */{len(bundle.raw)}")
 
 
+def test_head_of_a_bundles_content_says_what_get_does_and_opens_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    customer, stranger = house.customer(), house.customer("works")
+    place = f"/v1/bundles/{house.bundle(customer).digest}/content"
+    whole = customer.get(place)
+
+    def read(*_: object) -> None:
+        raise AssertionError("HEAD opened the bundle")
+
+    monkeypatch.setattr(house.control.store, "read", read)
+    answer = customer.call("HEAD", place)
+    assert (answer.status_code, answer.content, answer.headers) == (200, b"", whole.headers)
+    for name in ("content-length", "etag", "accept-ranges"):
+        assert name in answer.headers
+    # RFC 9110, section 14.2: ranges are defined for GET alone, and ignored elsewhere.
+    assert customer.call("HEAD", place, headers={"Range": "bytes=0-4"}).headers == whole.headers
+    assert stranger.call("HEAD", place).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["upload-zzz", "upload-" + "0" * 33, "upload-" + "A" * 32, "x" * 5000, "%00", "%0a"])
+def test_what_is_no_uploads_id_is_not_found(house: House, name: str) -> None:
+    customer, place = house.customer(), f"/v1/uploads/{name}"
+    answers = [customer.call("HEAD", place, headers=TUS), customer.call("DELETE", place, headers=TUS), customer.send(place, 0, b"x")]
+    assert [(answer.status_code, answer.headers.get("tus-resumable")) for answer in answers] == [(404, "1.0.0")] * 3
+    assert [code(answer) for answer in answers[1:]] == ["not-found"] * 2
+    assert parts(house) == []
+
+
 def test_refusals_by_header(house: House) -> None:
     customer = house.customer()
     bundle = bundle_of(house, customer)

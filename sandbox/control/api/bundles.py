@@ -15,6 +15,7 @@ from sandbox.model import BundleDigest
 from sandbox.wire import MAX_PAGE, BundleInfo
 
 router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
+_MEDIA_TYPE = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -42,19 +43,26 @@ def content(digest: BundleDigest, request: Request, control: ControlDep, caller:
     condition = request.headers.get("if-range")
     if wanted is None or (condition is not None and condition != _etag(digest)):
         whole = bundles.open_content(control, caller, digest, 0, None)
-        return _Download(whole, 200, _headers(digest, whole))
+        return _Download(whole, 200, _headers(digest, whole.size))
     part = bundles.open_content(control, caller, digest, *wanted)
     if part.start >= part.end:
         return Response(status_code=416, headers={"Content-Range": f"bytes */{part.size}", "ETag": _etag(digest)})
-    headers = {**_headers(digest, part), "Content-Range": f"bytes {part.start}-{part.end - 1}/{part.size}"}
+    headers = {**_headers(digest, part.end - part.start), "Content-Range": f"bytes {part.start}-{part.end - 1}/{part.size}"}
     return _Download(part, 206, headers)
+
+
+@router.head("/{digest}/content", response_class=Response)
+def content_head(digest: BundleDigest, control: ControlDep, caller: Reader) -> Response:
+    """Say what the whole ciphertext is, as GET does, without opening it. A range is ignored: RFC 9110 has them for GET alone (14.2)."""
+    headers = _headers(digest, bundles.content_size(control, caller, digest))
+    return Response(status_code=200, headers=headers, media_type=_MEDIA_TYPE)
 
 
 class _Download(StreamingResponse):
     """Sends a range and closes it however the request ends; Starlette leaves that to the garbage collector."""
 
     def __init__(self, content: bundles.Content, status: int, headers: dict[str, str]) -> None:
-        super().__init__(content.pieces, status, headers, "application/octet-stream")
+        super().__init__(content.pieces, status, headers, _MEDIA_TYPE)
         self._pieces = content.pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,5 +95,5 @@ def _etag(digest: str) -> str:
     return f'"{digest}"'
 
 
-def _headers(digest: str, part: bundles.Content) -> dict[str, str]:
-    return {"Content-Length": str(part.end - part.start), "Accept-Ranges": "bytes", "ETag": _etag(digest)}
+def _headers(digest: str, length: int) -> dict[str, str]:
+    return {"Content-Length": str(length), "Accept-Ranges": "bytes", "ETag": _etag(digest)}

@@ -9,9 +9,8 @@ import base64
 import binascii
 import hashlib
 import re
-from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from sandbox.control import uploads
@@ -29,10 +28,8 @@ MAX_PARTS = 64
 _ALGORITHMS = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "sha512": hashlib.sha512}  # sha1 is what tus demands of every server
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _LEASE = re.compile(r"lease-[0-9a-f]{32}")
-_UPLOAD = re.compile(r"upload-[0-9a-f]{32}")
 
 router = APIRouter(prefix=PREFIX, tags=["uploads"])
-UploadId = Annotated[str, Path(pattern=rf"^{_UPLOAD.pattern}$")]
 
 
 @router.options("", status_code=204)
@@ -74,7 +71,7 @@ def create(request: Request, control: ControlDep, caller: Reader) -> Response:
 
 
 @router.head("/{upload}")
-def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
+def head(upload: str, request: Request, control: ControlDep, caller: Reader) -> Response:
     """Say how many bytes are there. All of them are once the bundle is stored: one that is whole but not stored becomes a bundle now.
 
     While another request is at that, this one is refused as locked, so that no client takes an unverified bundle for a stored one.
@@ -98,7 +95,7 @@ def head(upload: UploadId, request: Request, control: ControlDep, caller: Reader
 
 
 @router.patch("/{upload}", status_code=204)
-async def patch(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
+async def patch(upload: str, request: Request, control: ControlDep, caller: Reader) -> Response:
     """Take bytes from an offset on. What arrived before a cut stays, unless it came with a checksum."""
     _require_version(request)
     if request.headers.get("content-type", "") != "application/offset+octet-stream":
@@ -134,7 +131,7 @@ async def patch(upload: UploadId, request: Request, control: ControlDep, caller:
 
 
 @router.delete("/{upload}", status_code=204)
-def terminate(upload: UploadId, request: Request, control: ControlDep, caller: Reader) -> Response:
+def terminate(upload: str, request: Request, control: ControlDep, caller: Reader) -> Response:
     """Give an upload up."""
     _require_version(request)
     with control.uploading.hold(upload):
@@ -198,7 +195,7 @@ def _parts(concat: str) -> list[str]:
     """Return the ids of the parts that ``Upload-Concat: final;URL URL…`` names."""
     kind, _, urls = concat.partition(";")
     parts = [url.rpartition("/")[2] for url in urls.split()]
-    if kind != "final" or not 1 <= len(parts) <= MAX_PARTS or not all(_UPLOAD.fullmatch(part) for part in parts):
+    if kind != "final" or not 1 <= len(parts) <= MAX_PARTS or not all(uploads.UPLOAD_ID.fullmatch(part) for part in parts):
         raise _bad("Upload-Concat is not as tus writes it", 400, concat[:80], f"partial, or final; and 1 to {MAX_PARTS} uploads")
     return parts
 
