@@ -36,6 +36,10 @@ def serve(
             "--trust", metavar="TRUST.yaml", help="Your own trust file: it gives the level of nodes that policies see.", show_default=False
         ),
     ] = None,
+    tenant_quota: Annotated[
+        str,
+        typer.Option("--tenant-quota", metavar="SIZE", help="Space for the bundles of each tenant, with uploads under way, such as 500Gi."),
+    ] = "4Ti",
     log_state: LogState = "",
     log_lock: LogLock = "",
     log_tiles: LogTiles = "",
@@ -59,7 +63,7 @@ def serve(
     """Run the control plane until it is told to stop. The first start writes an operator's token to DIR/operator.token."""
     from sandbox.control.server import parse_listen
     from sandbox.control.server import serve as run
-    from sandbox.control.settings import ControlSettings
+    from sandbox.control.settings import ControlSettings, Limits
 
     place = parse_listen(listen, tls_cert, tls_key)
     chosen = _policy(policy, unsafe=unsafe_development)
@@ -75,6 +79,7 @@ def serve(
         log_lock=log_lock,
         log_tiles=log_tiles,
         witnesses=witnesses(witness_policy),
+        limits=Limits(tenant_quota_bytes=_quota(tenant_quota)),
     )
     out = console()
     if unsafe_development:
@@ -85,6 +90,22 @@ def serve(
         out.say(f"serving {url} (policy {chosen.name}); stop with Ctrl-C")
 
     run(settings, place, ready=ready)
+
+
+def _quota(text: str) -> int:
+    from policies.units import parse_size
+    from sandbox.control.settings import MAX_QUOTA_BYTES
+    from sandbox.errors import UsageError
+
+    try:
+        quota = parse_size(text)
+    except ValueError:
+        quota = 0
+    if not 0 < quota <= MAX_QUOTA_BYTES:
+        raise UsageError("--tenant-quota is no size that a tenant can have", rule="tenant-quota-size", seen=text[:100],
+                         wanted="bytes, or a number with Ki, Mi, Gi, Ti or Pi; more than 0, at most 1024Pi",
+                         fix="write for example --tenant-quota 500Gi")  # fmt: skip
+    return quota
 
 
 def _policy(text: str, *, unsafe: bool) -> LoadedPolicy:

@@ -25,6 +25,7 @@ from sandbox.control.settings import ControlSettings
 from sandbox.control.store.folder import sync_folder
 from sandbox.control.sweeper import Sweeper
 from sandbox.control.tenant_policies import follow_default
+from sandbox.control.uploads import follow_quota
 from sandbox.errors import UsageError
 from sandbox.wire import TokenRequest
 
@@ -100,6 +101,7 @@ def serve(settings: ControlSettings, listen: Listen, *, ready: Callable[[str], N
     with _private(), open_control(settings) as control:
         finish_erasures(control)
         follow_default(control)
+        follow_quota(control)
         first_token(control)
         _note_start(control)
         bound = _bind(listen)

@@ -9,6 +9,8 @@ from attestation.log.policy import WitnessPolicy
 from attestation.trust import Trust
 from policies.loader import LoadedPolicy, load_profile
 
+MAX_QUOTA_BYTES = 2**60
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -16,6 +18,7 @@ class Limits:
 
     bundle_bytes: int = 2 * 2**40
     tenant_quota_bytes: int = 4 * 2**40
+    """What the bundles of each tenant may take, with its uploads under way; at most ``MAX_QUOTA_BYTES``."""
     upload_seconds: int = 7 * 86400
     uploads_per_tenant: int = 64
     leases_per_tenant: int = 256

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from sandbox.control.access import Caller
@@ -133,6 +133,13 @@ def _require_quota(control: Control, session: Session, tenant: str, size: int) -
             wanted=f"at most {quota} bytes in all",
             fix="delete bundles that are not needed ('sealrig bundle delete')",
         )
+
+
+def follow_quota(control: Control) -> None:
+    """Give every tenant the space that this server was started with. What is stored over a smaller one stays; nothing more comes."""
+    quota = control.settings.limits.tenant_quota_bytes
+    with control.database.write() as session:
+        session.execute(update(TenantRow).where(TenantRow.erased_at.is_(None)).values(quota=quota))
 
 
 def find(control: Control, caller: Caller, upload_id: str) -> Upload:

@@ -45,7 +45,7 @@ PROMISED = {
     "token new": ["--role", "--tenant"],
     "token list": [],
     "token revoke": [],
-    "serve": ["--data", "--listen", "--database", "--store", "--tls-cert", "--tls-key"],
+    "serve": ["--data", "--listen", "--database", "--store", "--tenant-quota", "--tls-cert", "--tls-key"],
     "demo": ["--keep"],
     "node init": [],
     "node run": [],

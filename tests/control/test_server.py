@@ -23,6 +23,7 @@ from sandbox.errors import UsageError
 from tests.control.actors import TUS, make_bundle, nonce, ok
 from tests.control.server_process import ServerProcess
 from tests.patience import LONG, eventually
+from tests.rig import run
 
 
 @pytest.fixture
@@ -97,6 +98,25 @@ def test_it_starts_ends_cleanly_and_lets_long_polls_go(server: ServerProcess) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_tenants_space_is_as_the_server_was_started(server: ServerProcess) -> None:
+    customer = server.customer()
+    digest = "blake3:" + "1" * 64
+    assert customer.start_upload(digest, 2 * 2**40).status_code == 201
+    assert customer.start_upload(digest, 2 * 2**40).status_code == 201
+    assert customer.start_upload(digest, 1).json()["details"]["wanted"] == f"at most {4 * 2**40} bytes in all"
+    server.more = ("--tenant-quota", "4.5Ti")
+    server.restart()
+    assert customer.start_upload(digest, 2**39).status_code == 201
+    assert customer.start_upload(digest, 1).json()["details"]["wanted"] == f"at most {9 * 2**39} bytes in all"
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "lots", "4 Ti", "1025Pi", "9" * 15 + "Pi"])
+def test_a_quota_that_is_none(tmp_path: Path, size: str) -> None:
+    result = run("serve", "--data", tmp_path / "data", "--json", f"--tenant-quota={size}")
+    assert (result.error["code"], result.error["details"]["rule"]) == ("usage", "tenant-quota-size")
+    assert not (tmp_path / "data").exists()
+
+
 def test_killed_at_every_state_it_loses_nothing_that_was_acknowledged(server: ServerProcess) -> None:
     customer, node = server.customer(), server.node()
     bundle = make_bundle(server.folder, customer.identity, b"weights" * 1000)

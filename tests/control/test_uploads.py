@@ -15,9 +15,12 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
+from sandbox.control.database.models import TenantRow
 from sandbox.control.settings import Limits
 from sandbox.control.upload_sweep import sweep_uploads
+from sandbox.control.uploads import follow_quota
 from tests.control.actors import TUS, Bundle, Customer, Person, code, make_bundle, ok
 from tests.control.conftest import House, open_house
 
@@ -287,6 +290,26 @@ def test_quota_and_number_of_uploads(folder: Path) -> None:
         for number in range(2):
             assert customer.start_upload("blake3:" + f"{number}" * 64, 10).status_code == 201
         assert customer.start_upload("blake3:" + "5" * 64, 10).json()["details"]["rule"] == "uploads-per-tenant"
+
+
+def test_another_quota_counts_from_the_next_start_for_tenants_from_before(folder: Path) -> None:
+    with ExitStack() as stack:
+        house = open_house(stack, folder)
+        customer, other = house.customer(), house.customer("works")
+        bundle = bundle_of(house, customer)
+        customer.upload(bundle.raw, bundle.digest)
+        with house.control.database.read() as session:
+            gone = session.get_one(TenantRow, other.tenant).ref
+        ok(house.person("operator").post(f"/v1/subjects/{gone}/erase"))
+    with ExitStack() as stack:
+        house = open_house(stack, folder, Limits(tenant_quota_bytes=10_000))
+        follow_quota(house.control)
+        customer.http = house.http
+        details = customer.start_upload("blake3:" + "1" * 64, 1).json()["details"]
+        assert (details["rule"], details["wanted"]) == ("tenant-quota", "at most 10000 bytes in all")
+        assert customer.get(f"/v1/bundles/{bundle.digest}/content").content == bundle.raw
+        with house.control.database.read() as session:
+            assert session.scalars(select(TenantRow.quota).where(TenantRow.ref == gone)).one() == 0
 
 
 def test_a_result_is_bounded_by_its_job(house: House) -> None:
