@@ -165,6 +165,7 @@ def _forget(control: Control, session: Session, tenant: TenantRow) -> None:
     for column in (DocumentRow.lease, ReportRow.lease, LogChunkRow.lease, LeaseInputRow.lease):
         session.execute(delete(column.class_).where(column.in_(mine)))
     session.execute(update(TransitionRow).where(TransitionRow.lease.in_(mine)).values(detail=""))
+    session.execute(update(UploadRow).where(UploadRow.tenant == name).values(stated=None))
     session.execute(delete(CommittedRow).where(CommittedRow.subject == ref))
     session.execute(delete(IdentityRow).where(IdentityRow.tenant == name))
     session.execute(delete(BundleOwnerRow).where(BundleOwnerRow.tenant == name))

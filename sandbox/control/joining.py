@@ -22,7 +22,7 @@ from sandbox.errors import InputError
 from sandbox.model import new_id
 
 
-def join(control: Control, caller: Caller, *, digest: str, parts: Sequence[str]) -> Upload:
+def join(control: Control, caller: Caller, *, digest: str, parts: Sequence[str], stated: str | None) -> Upload:
     """Make one upload of whole parts, in this order. Asking again for the same gives the upload that was made.
 
     Raises ``NotFoundError`` where a part is not the caller's or is gone, ``OffsetError`` where one is not whole, ``UploadLockedError``
@@ -56,6 +56,7 @@ def join(control: Control, caller: Caller, *, digest: str, parts: Sequence[str])
                 size=size,
                 lease=None,
                 parts=[[each.id, each.size] for each in found],
+                stated=stated,
                 verified=False,
                 done=False,
                 created_at=at,

@@ -34,7 +34,8 @@ RESULT_OVERHEAD_BYTES = 64 * 2**20
 class Upload:
     """An upload as its owner sees it. Sizes in bytes; ``done`` once the bundle is in the store.
 
-    ``parts`` names what it was joined from; ``is_part`` says that it is to be joined, and no bundle by itself.
+    ``parts`` names what it was joined from; ``is_part`` says that it is to be joined, and no bundle by itself. ``stated`` is
+    the client's ``Upload-Metadata``, as it came.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Upload:
     done: bool
     is_part: bool
     parts: tuple[str, ...]
+    stated: str | None
 
     @property
     def due(self) -> bool:
@@ -52,7 +54,7 @@ class Upload:
         return self.offset == self.size and not self.done and not self.is_part
 
 
-def create(control: Control, caller: Caller, *, size: int, digest: str, lease: str | None) -> Upload:
+def create(control: Control, caller: Caller, *, size: int, digest: str, lease: str | None, stated: str | None) -> Upload:
     """Start an upload. A node uploads for a lease it holds, everybody else for its own tenant.
 
     A node that asks again for the same result of the same lease is given the upload that it has begun: it remembers no addresses.
@@ -73,6 +75,7 @@ def create(control: Control, caller: Caller, *, size: int, digest: str, lease: s
                 size=size,
                 lease=lease,
                 parts=[],
+                stated=stated,
                 verified=False,
                 done=False,
                 created_at=at,
@@ -181,7 +184,7 @@ def view(control: Control, row: UploadRow) -> Upload:
     except FileNotFoundError:
         offset = _offset_without_file(control, row)
     parts = tuple(part for part, _ in row.parts)
-    return Upload(row.id, row.size, offset, path, _http_date(row.expires_at), row.done, is_part=not row.digest, parts=parts)
+    return Upload(row.id, row.size, offset, path, _http_date(row.expires_at), row.done, not row.digest, parts, row.stated)
 
 
 def _offset_without_file(control: Control, row: UploadRow) -> int:

@@ -6,11 +6,13 @@ import json
 from contextlib import ExitStack
 
 import pytest
+from sqlalchemy import select
 
 from attestation.log.commitments import SubjectKeys
 from attestation.log.errors import LogStoreError
 from attestation.log.reader import LogReader
 from attestation.log.verify import verify_log
+from sandbox.control.database.models import UploadRow
 from sandbox.control.erasure import finish_erasures
 from sandbox.control.web.sessions import COOKIE
 from tests.control.actors import Customer, code, ok, walk
@@ -114,7 +116,9 @@ def test_a_crash_before_the_key_is_gone_is_finished_at_the_next_start(folder, mo
 
     with ExitStack() as stack:
         house = open_house(stack, folder)
-        lease = admitted(house, house.customer(NAME))
+        customer = house.customer(NAME)
+        lease = admitted(house, customer)
+        assert customer.start_upload("blake3:" + "1" * 64, 5, filename=NAME).status_code == 201
         ok(house.person("operator").post(f"/v1/leases/{lease}/cancel"))
         ref = entries(house, lease=lease)[0]["tenant"]
         with monkeypatch.context() as patch:
@@ -124,6 +128,8 @@ def test_a_crash_before_the_key_is_gone_is_finished_at_the_next_start(folder, mo
             assert answer.status_code == 503
             assert answer.json()["code"] == LogStoreError.code
         assert ref in set(house.control.keys.subjects())
+        with house.control.database.read() as session:
+            assert list(session.scalars(select(UploadRow.stated))) == [None]
     with ExitStack() as stack:
         house = open_house(stack, folder)
         finish_erasures(house.control)

@@ -13,10 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from sandbox.control.api.uploads import MAX_METADATA_CHARS
 from sandbox.control.database.models import TenantRow
 from sandbox.control.settings import Limits
 from sandbox.control.upload_sweep import sweep_uploads
@@ -161,6 +163,47 @@ def test_what_is_no_uploads_id_is_not_found(house: House, name: str) -> None:
     assert parts(house) == []
 
 
+def test_head_tells_what_the_client_stated_of_the_upload_as_it_came(house: House) -> None:
+    customer = house.customer()
+    raw = bundle_of(house, customer).raw
+    digest = f"blake3:{blake3(raw).hexdigest()}"
+
+    def begin(size: int | None, stated: str | None, **more: str) -> str:
+        headers = {**TUS, **more} | ({} if size is None else {"Upload-Length": str(size)})
+        answer = customer.call("POST", "/v1/uploads", headers=headers | ({} if stated is None else {"Upload-Metadata": stated}))
+        assert answer.status_code == 201, answer.text
+        return str(answer.headers["location"])
+
+    def stated_of(place: str) -> str | None:
+        return customer.call("HEAD", place, headers=TUS).headers.get("upload-metadata")
+
+    named = f"digest {base64.b64encode(digest.encode()).decode()}"
+    longest = f"{named},note {base64.b64encode(bytes(2000)).decode()}"
+    longest += "," + "x" * (MAX_METADATA_CHARS - len(longest) - 1)
+    whole = begin(len(raw), longest)
+    assert stated_of(whole) == longest
+    assert customer.send(whole, 0, raw[:9]).status_code == 204
+    assert stated_of(whole) == longest
+    for said, told in ((None, None), ("", None), ("kind cGFydA==, empty", "kind cGFydA==, empty")):
+        assert stated_of(begin(3, said, **{"Upload-Concat": "partial"})) == told
+    part = begin(len(raw), None, **{"Upload-Concat": "partial"})
+    assert customer.send(part, 0, raw).status_code == 204
+    final = begin(None, f"{named},of cGFydHM=", **{"Upload-Concat": f"final;{part}"})
+    assert stated_of(final) == f"{named},of cGFydHM="
+
+
+@pytest.mark.parametrize("stated", ["k\u00e4y YQ==", "key\tYQ==", "key\x00 YQ==", "a YQ==\n", "k " + "A" * MAX_METADATA_CHARS])
+def test_what_could_not_be_sent_back_is_refused(house: House, stated: str) -> None:
+    headers = [
+        (b"Tus-Resumable", b"1.0.0"),
+        (b"Upload-Length", b"5"),
+        (b"Upload-Concat", b"partial"),
+        (b"Upload-Metadata", stated.encode("latin-1")),
+    ]
+    answer = house.http.post("/v1/uploads", headers=[*headers, (b"Authorization", f"Bearer {house.token('customer', 'lab')}".encode())])
+    assert (answer.status_code, code(answer)) == (400, "bad-upload")
+
+
 def test_refusals_by_header(house: House) -> None:
     customer = house.customer()
     bundle = bundle_of(house, customer)
@@ -240,8 +283,6 @@ def test_other_bytes_than_announced_end_the_upload(house: House) -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"not a bundle", b"sealrig.bundle/1" + b"\xff" * 64, b"PK\x03\x04" + bytes(5000)])
 def test_what_is_no_bundle_is_not_kept(house: House, raw: bytes) -> None:
-    from blake3 import blake3
-
     customer = house.customer()
     answer = customer.start_upload(f"blake3:{blake3(raw).hexdigest()}", len(raw))
     if raw:
@@ -252,8 +293,6 @@ def test_what_is_no_bundle_is_not_kept(house: House, raw: bytes) -> None:
 
 
 def test_a_bundle_that_was_cut_short_before_it_was_hashed(house: House) -> None:
-    from blake3 import blake3
-
     customer = house.customer()
     raw = bundle_of(house, customer).raw[:-100]
     place = customer.start_upload(f"blake3:{blake3(raw).hexdigest()}", len(raw)).headers["location"]

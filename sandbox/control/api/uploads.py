@@ -55,14 +55,16 @@ def create(request: Request, control: ControlDep, caller: Reader) -> Response:
     """
     _require_version(request)
     concat = request.headers.get("upload-concat")
-    metadata = _metadata(request.headers.get("upload-metadata", ""))
+    stated = request.headers.get("upload-metadata") or None
+    metadata = _metadata(stated or "")
     if concat == "partial":
-        upload = uploads.create(control, caller, size=_number(request, "upload-length"), digest="", lease=None)
+        size = _number(request, "upload-length")
+        upload = uploads.create(control, caller, size=size, digest="", lease=None, stated=stated)
     elif concat is not None:
-        upload = join(control, caller, digest=_digest(metadata), parts=_parts(concat))
+        upload = join(control, caller, digest=_digest(metadata), parts=_parts(concat), stated=stated)
     else:
         size = _number(request, "upload-length")
-        upload = uploads.create(control, caller, size=size, digest=_digest(metadata), lease=_lease(metadata))
+        upload = uploads.create(control, caller, size=size, digest=_digest(metadata), lease=_lease(metadata), stated=stated)
     if upload.due:
         with control.uploading.hold(upload.id):
             finish(control, upload.id)
@@ -87,6 +89,8 @@ def head(upload: str, request: Request, control: ControlDep, caller: Reader) -> 
         "Upload-Expires": found.expires_at_http,
         "Cache-Control": "no-store",
     }
+    if found.stated is not None:
+        headers["Upload-Metadata"] = found.stated
     if found.is_part:
         headers["Upload-Concat"] = "partial"
     elif found.parts:
@@ -155,6 +159,8 @@ def _number(request: Request, name: str) -> int:
 def _metadata(text: str) -> dict[str, str]:
     if len(text) > MAX_METADATA_CHARS:
         raise _bad("Upload-Metadata is too long", 400, f"{len(text)} characters", f"at most {MAX_METADATA_CHARS}")
+    if not (text.isascii() and text.isprintable()):  # it is kept, and sent back in a header
+        raise _bad("Upload-Metadata is not as tus writes it", 400, "other characters", "printable ASCII")
     found: dict[str, str] = {}
     for pair in text.split(",") if text.strip() else ():
         key, _, value = pair.strip().partition(" ")

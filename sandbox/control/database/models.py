@@ -146,6 +146,7 @@ class UploadRow(Base):
 
     A finished one (``done``) is remembered for a while: a client that missed the last answer still learns that all is there. A part of one
     that is to come has no digest. ``parts`` are ``[id, size]`` of the files that an upload is made of, where it was joined from several.
+    ``stated`` is the ``Upload-Metadata`` that it was begun with, as it came.
     """
 
     __tablename__ = "uploads"
@@ -156,6 +157,7 @@ class UploadRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     lease: Mapped[str | None] = mapped_column(String(64))
     parts: Mapped[list[Any]] = mapped_column(default=list)
+    stated: Mapped[str | None] = mapped_column(Text)
     verified: Mapped[bool] = mapped_column(default=False)
     done: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
