@@ -1,7 +1,7 @@
 """A pytest plugin that tells of each test at once: ``-p tests.outcomes --outcomes FILE``.
 
-The file has a line of JSON for each thing that becomes known: ``planned`` with the tests that were chosen, ``failed`` and ``over`` with one
-test. Whoever started the tests so knows of what ended, even if the process did not live to say it.
+The file has a line of JSON for each thing that becomes known: ``planned`` with the tests that were chosen, ``failed``, ``passed`` and
+``over`` with one test. Whoever started the tests so knows of what ended, even if the process did not live to say it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Outcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self._tell("failed", report.nodeid)
+        elif report.passed and report.when == "call":
+            self._tell("passed", report.nodeid)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self._tell("over", nodeid)

@@ -42,6 +42,7 @@ class Outcome:
     code: int
     planned: list[str] | None = None
     failed: list[str] = field(default_factory=list)
+    passed: set[str] = field(default_factory=set)
     over: set[str] = field(default_factory=set)
 
     @property
@@ -53,6 +54,11 @@ class Outcome:
     def died(self) -> bool:
         """Tell whether a signal that no person sent ended the process."""
         return self.code > 128 and self.code not in _STOPPED
+
+    @property
+    def told(self) -> bool:
+        """Tell whether what is known of the tests is all there is to say: no other error, and none left out by a process that ended."""
+        return self.planned is not None and (self.died or (self.code == bool(self.failed) and not self.unheard))
 
     @classmethod
     def read(cls, code: int, path: Path) -> Outcome:
@@ -66,6 +72,8 @@ class Outcome:
                     outcome.planned = which
                 elif what == "over":
                     outcome.over.add(which)
+                elif what == "passed":
+                    outcome.passed.add(which)
                 elif which not in outcome.failed:
                     outcome.failed.append(which)
         return outcome
@@ -76,15 +84,14 @@ def run_parts(pytest: Sequence[str], parts: Sequence[Sequence[str]], env: Mappin
 
     The first part is seen as it runs, the others show what they printed afterwards. A test that fails among others and passes alone is no
     failure of this run, but it is named at the end: it is a defect all the same, its own or of what it tests. So is a process that dies.
-    Returns 0, or the exit code of the first part that failed.
+    Returns 0, or the exit code of the first part that failed; 1 where one ended with 0 before its tests were over.
     """
     with tempfile.TemporaryDirectory() as place:
         outcomes = _run_beside(pytest, parts, env, Path(place))
         failed = [name for outcome in outcomes for name in outcome.failed]
         unheard = [name for outcome in outcomes for name in outcome.unheard if name not in outcome.failed]
-        told = all(outcome.planned is not None and (outcome.died or outcome.code == bool(outcome.failed)) for outcome in outcomes)
-        code = next((outcome.code for outcome in outcomes if outcome.code), 0)
-        if not told or len(failed) > MOST_FAILED:
+        code = next((outcome.code for outcome in outcomes if outcome.code), 1)
+        if not all(outcome.told for outcome in outcomes) or len(failed) > MOST_FAILED:
             return code
         if failed or unheard:
             _say(f"\n=== looking once more, alone, at {len(failed) + len(unheard)} tests ===")
@@ -92,7 +99,8 @@ def run_parts(pytest: Sequence[str], parts: Sequence[Sequence[str]], env: Mappin
             chosen.write_text("".join(f"{name}\n" for name in (*failed, *unheard)), encoding="utf-8")
             (second,) = _run_beside(pytest, [[f"@{chosen}"]], env, Path(place))
             outcomes.append(second)
-            if second.planned is None or second.failed or second.unheard or not (second.died or second.code == 0):
+            # One that is skipped when it is looked at again, as where the engine is gone by then, has not passed.
+            if not second.told or second.failed or second.unheard or not second.passed.issuperset(failed):
                 return code
         _name_defects(outcomes)
         return 0
@@ -145,7 +153,8 @@ def _handing_on(running: Sequence[Popen[bytes]]) -> Iterator[None]:
             process.send_signal(number)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not ignored, which the parts and all that they start would inherit.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         yield
     finally:

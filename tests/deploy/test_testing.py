@@ -105,6 +105,25 @@ def test_what_cannot_begin_or_was_left_is_not_looked_at_again(outcome, text):
     assert "looking once more" not in said
 
 
+@pytest.mark.parametrize("end", ["os._exit(0)", "pytest.exit('well', returncode=0)"])
+def test_a_process_that_ends_well_before_its_tests_are_over_fails_the_run(outcome, end):
+    code, said = outcome(a=_ONCE.format(worse=end).replace("import os", "import os, pytest"), b="def test_b(): pass")
+    assert code == 1
+    assert "looking once more" not in said
+
+
+def test_a_test_that_failed_and_is_left_out_at_the_second_look_fails_the_run(outcome):
+    code, said = outcome(a=_ONCE.format(worse="pytest.fail()").replace("import os", "import os, pytest").replace("None", "pytest.skip()"))
+    assert code == 1
+    assert "1 skipped" in said
+
+
+def test_ctrl_c_ends_the_tests(outcome):
+    heard = "import signal\ndef test_a(): assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    code, said = outcome(a=heard, b=heard)
+    assert (code, said.count("1 passed")) == (0, 2)
+
+
 def test_what_hangs_is_ended_and_says_where_it_was(outcome, monkeypatch, capfd):
     monkeypatch.setattr(testing, "PATIENCE_S", 0)
     monkeypatch.setattr(testing, "GRACE_S", 2)
