@@ -54,7 +54,7 @@ def answer(argv: Sequence[str], limit: float, tell: Tell | None = None) -> bytes
 
     Raises ``WorkerError`` unless it ends by itself, with 0, in ``limit`` seconds.
     """
-    with tempfile.TemporaryFile() as words:
+    with _room() as words:
         worker = start(argv, out=subprocess.PIPE, err=words)
         try:
             said = _said(worker, limit, words, tell)
@@ -62,9 +62,17 @@ def answer(argv: Sequence[str], limit: float, tell: Tell | None = None) -> bytes
             if worker.stdout is not None:
                 worker.stdout.close()
         if worker.returncode != 0:
-            words.seek(0)
+            words.seek(max(0, words.seek(0, os.SEEK_END) - MAX_WORDS))
             raise WorkerError(ended(worker.returncode, words.read(MAX_WORDS)))
     return said
+
+
+def _room() -> IO[bytes]:
+    """Return a file without a name for what a worker says on standard error, so that it never waits for a reader."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise WorkerError(f"the worker could not be started: {error}") from error
 
 
 def _said(worker: subprocess.Popen[bytes], limit: float, words: IO[bytes], tell: Tell | None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from typing import ClassVar
 
@@ -49,6 +50,19 @@ def unkillable(monkeypatch):
     monkeypatch.setattr(Unkillable, "argv", [])
     monkeypatch.setattr(subprocess, "Popen", Unkillable)
     return Unkillable
+
+
+def test_without_room_for_its_words_a_worker_is_told_of_as_one_that_cannot_be_started(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    report = wipe_device(FACTS)
+    assert not report.ok
+    assert report.failures[0].startswith("the worker could not be started: ")
+
+
+def test_of_a_worker_that_said_much_the_last_words_are_told(monkeypatch) -> None:
+    monkeypatch.setattr(child, "MAX_WORDS", 10)
+    with pytest.raises(child.WorkerError, match=r"its last words: the end$"):
+        child.answer([sys.executable, "-c", "import sys; sys.exit('at first\\nthe end')"], 60)
 
 
 def test_a_worker_that_cannot_be_killed_is_not_waited_for(unkillable) -> None:
