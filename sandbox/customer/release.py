@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from attestation.appraisal import Appraisal, Level
@@ -56,6 +56,8 @@ PUBLISH_SECONDS = 60.0
 """How long the agent waits for a log entry that the evidence names: the server acknowledges it before the witnesses have signed."""
 LOOK_SECONDS = 0.5
 """Between two looks at the log meanwhile."""
+_BY_NEW_ENTRIES = frozenset({"interlock-wipes", "interlock-unproven"})
+"""The steps that an entry which is not published yet can make good: a proven wipe, or one after a quarantine."""
 
 History = Callable[[Evidence], NodeHistory | None]
 """What the audit log says of the node that made the evidence; None where it is not read."""
@@ -244,10 +246,10 @@ class ReleaseAgent:
             steps.fail("signature", error)
         expected = Expected(
             lease=statement.lease, nonce=(nonce or b"").hex(), job_digest=job.digest, policy_digest=statement.policy_digest,
-            image=statement.job.spec.image, plan=plan, history=self._published(evidence),
+            image=statement.job.spec.image, plan=plan, history=None,
         )  # fmt: skip
         try:
-            appraisal = verify_evidence(envelope, trust=self._trust, expected=expected, at=self._now(), cached=self._cached())
+            appraisal = self._verified(envelope, evidence, expected, patience=self._patience if all(step.ok for step in steps.all) else 0.0)
         except VerificationError as error:
             steps.absorb(error.steps)
             raise VerificationError(error.message, steps=steps.all, **error.details) from error
@@ -258,14 +260,23 @@ class ReleaseAgent:
         steps.finish()
         return Candidate(statement, envelope, evidence, appraisal, steps.all)
 
-    def _published(self, evidence: Evidence) -> NodeHistory | None:
-        """Return the log's history of the node once it reaches every entry that the evidence names, or as it stands when patience ends."""
+    def _verified(self, envelope: Envelope, evidence: Evidence, expected: Expected, *, patience: float) -> Appraisal:
+        """Verify the evidence with the log's history of the node.
+
+        Where nothing speaks against it but that the log does not reach yet what the evidence names, the log is read again for
+        ``patience`` seconds. What is refused anyway is refused at once.
+        """
         newest = max((index for index in evidence.previous_wipes.values() if index is not None), default=-1)
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + patience
         while True:
             history = self._history(evidence)
-            if history is None or newest < history.size or time.monotonic() >= deadline:
-                return history
+            known = replace(expected, history=history)
+            try:
+                return verify_evidence(envelope, trust=self._trust, expected=known, at=self._now(), cached=self._cached())
+            except VerificationError as error:
+                others = {step.step for step in error.steps if not step.ok} - _BY_NEW_ENTRIES
+                if history is None or newest < history.size or others or time.monotonic() >= deadline:
+                    raise
             time.sleep(LOOK_SECONDS)
 
     def _make_grant(self, candidate: Candidate) -> Envelope:

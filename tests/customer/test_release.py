@@ -230,6 +230,17 @@ def test_an_entry_that_is_acknowledged_and_not_published_yet_is_waited_for(lease
     assert seen == [4, 5, 6]
 
 
+@pytest.mark.parametrize("elsewhere", [{"changes": {"nonce": "0" * 64}}, {"policy": POLICY + b"# laxer now\n"}])
+def test_no_entry_is_waited_for_where_the_evidence_is_refused_anyway(lease, monkeypatch, elsewhere):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    for name, value in elsewhere.items():
+        setattr(lease, name, value)
+    lease.changes, seen = {**lease.changes, "previous_wipes": {"node": 5}}, []
+    decision = lease.decide(trust=trust(interlock="log"), history=_growing([4, 5, 6], seen))
+    assert failed(decision) - {"interlock-wipes"}
+    assert seen == [4]
+
+
 def test_an_entry_that_never_comes_is_not_waited_for_without_end(lease):
     lease.changes, seen = {"previous_wipes": {"node": 5}}, []
     decision = lease.decide(trust=trust(interlock="log"), history=_growing([5], seen), patience=0.0)
