@@ -10,7 +10,7 @@ from sandbox.cli.console import console, printable
 from sandbox.cli.context import ServerOption, client
 from sandbox.cli.following import Deadline, followed
 from sandbox.cli.leases import end_error, state_words
-from sandbox.errors import NotFoundError, ServerError, StateError, UsageError, WaitError
+from sandbox.errors import NotFoundError, SealrigError, StateError, UsageError, WaitError
 from sandbox.lifecycle import TERMINAL, LeaseState
 
 if TYPE_CHECKING:
@@ -94,13 +94,17 @@ def wait_for_nodes(
 
 
 def _wait_for_server(server: str | None, seconds: float) -> None:
+    from sandbox.customer.http import RETRIED_STATUS
+
     with client(server, needs_token=False, patience=seconds) as control:
         try:
             control.ready()
-        except ServerError as error:
-            if error.details.get("rule") != "server-answers":
+        except SealrigError as error:
+            if error.details.get("rule") != "server-answers" and error.details.get("status") not in RETRIED_STATUS:
                 raise
-            raise WaitError(f"{control.base} did not answer in {seconds:g} s", **{**error.details, "rule": "wait-timeout"}) from error
+            raise WaitError(
+                f"{control.base} was not ready in {seconds:g} s: {error.message}", **{**error.details, "rule": "wait-timeout"}
+            ) from error
         console().emit({"server": control.base, "ready": True}, f"{control.base} is ready")
 
 

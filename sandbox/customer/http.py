@@ -35,13 +35,14 @@ NOTICED_PAUSE = 4 * FIRST_PAUSE
 LONGEST_PAUSE = 3.0
 
 _M = TypeVar("_M", bound=BaseModel)
-_RETRIED_STATUS = {429, 502, 503, 504}
+RETRIED_STATUS = (429, 502, 503, 504)
+"""What a server answers that cannot take a request right now, or a proxy whose server is away."""
 _CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE"}
 
 
 class RemoteError(SealrigError):
-    """The server refused with a code that this side has no class for. ``code`` is the server's."""
+    """The server refused with a code that this side has no class for. ``code`` is the server's; its status stands in the details."""
 
     code = "server-refused"
 
@@ -152,7 +153,7 @@ class Connection:
             else:
                 if answer.status < 400:
                     return answer
-                if not (again and answer.status in _RETRIED_STATUS) or time.monotonic() + pause > deadline:
+                if not (again and answer.status in RETRIED_STATUS) or time.monotonic() + pause > deadline:
                     raise problem_error(answer)
             if self._waiting is not None and pause == NOTICED_PAUSE:
                 self._waiting(f"{self.base} does not answer; trying for {self.patience:.0f} s")
@@ -257,7 +258,9 @@ def problem_error(answer: Answer) -> SealrigError:
     details: dict[str, Any] = {key: value for key, value in problem.details.items() if key not in {"self", "message", "code"}}
     if kind is not None:
         return kind(problem.detail, **details)
-    return RemoteError(problem.code if _CODE.fullmatch(problem.code) else RemoteError.code, problem.detail, **details)
+    return RemoteError(
+        problem.code if _CODE.fullmatch(problem.code) else RemoteError.code, problem.detail, **{**details, "status": answer.status}
+    )
 
 
 def _classes() -> dict[str, type[SealrigError]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -103,6 +106,31 @@ def test_the_server_itself_is_waited_for_without_a_token(rig):
         silent.bind(("127.0.0.1", 0))
         result = run("wait", "--server", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0s", "--json")
     assert (result.code, result.error["details"]["rule"]) == (124, "wait-timeout")
+
+
+PROBLEM = json.dumps({"title": "x", "status": 503, "code": "storage-unavailable", "detail": "the bundle store does not answer"}).encode()
+
+
+@pytest.mark.parametrize(("status", "body", "code"), [(502, b"<html>", 124), (503, PROBLEM, 124), (404, b"<html>", 1)])
+def test_a_server_that_is_not_ready_in_time_is_told_from_one_that_is_none(status, body, code):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            result = run("wait", "--server", f"http://127.0.0.1:{server.server_port}", "--timeout", "0s", "--json")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (result.code, result.error["details"]["rule"] == "wait-timeout") == (code, code == 124)
 
 
 def test_an_older_server_that_holds_no_question_is_asked_seldom():
