@@ -25,7 +25,7 @@ PARTS = (
     ("-m", f"not ({_MACHINE})", *(f"--ignore={folder}" for folder in _SERVERS)),
 )
 """What runs side by side, for most of the time is waiting; ``tests/alone.py`` keeps those apart that would disturb each other."""
-PATIENCE_S = 50 * 60
+PATIENCE_S = 35 * 60
 """How long one part may take before it is ended, so that what hangs is found out while there is time to say so."""
 GRACE_S = 30
 """How long what was aborted may take to say where it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Annotated
 
@@ -70,7 +71,8 @@ class _Download(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._pieces.close()
+            # In a thread: the last reader of a bundle that was given up removes it, which may take as long as the disk likes.
+            await asyncio.shield(asyncio.to_thread(self._pieces.close))
 
 
 @router.delete("/{digest}", status_code=204)
