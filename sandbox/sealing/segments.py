@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,10 +110,10 @@ class SegmentCache:
             self._recent.popitem(last=False)
         if index - 1 not in self._recent:
             return []
-        runs = [{number: self._claim() for number in numbers} for numbers in self._missing(index + 1)]
-        for run in runs:
-            self._early |= run
-        return runs
+        runs = self._missing(index + 1)
+        for number in itertools.chain.from_iterable(runs):
+            self._early[number] = self._claim()  # one by one: each claim counts those before
+        return [{number: self._early[number] for number in numbers} for numbers in runs]
 
     def _missing(self, start: int) -> list[list[int]]:
         """Return what is to be read ahead from ``start``, in runs; nothing while there is less than a whole run of it."""

@@ -113,6 +113,18 @@ def test_no_more_is_kept_than_was_agreed(source):
     assert [ref() for ref in kept] == [None] * 40
 
 
+def test_what_is_read_ahead_counts_too(source):
+    cache = SegmentCache(source.stream, source.read, capacity=8, ahead=4, run=2)
+    try:
+        for index in range(24):
+            cache.get(index)
+            # What is on its way is not given up for another, so there may be more for a moment.
+            eventually(lambda: all(slot.plain is not None for slot in list(cache._early.values())))
+            assert len(cache._used) + len(cache._early) <= 8
+    finally:
+        cache.close()
+
+
 class Plain:
     """Something that ends with the last who holds it."""
 
