@@ -25,9 +25,9 @@ from tests.sealing.trees import names
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 WAIT_SECONDS = 60 * PATIENCE
-SEGMENTS = 100
+SEGMENTS = 20
 SLOW = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from sandbox.cli import main
 from sandbox.sealing import pipeline, staging
 
@@ -38,12 +38,14 @@ for number in (signal.SIGTERM, signal.SIGHUP):  # whatever whoever runs the test
 def slow(module, name):
     true = getattr(module, name)
     def call(*args, **named):
-        time.sleep(0.1 if where == "work" else 3600)
+        time.sleep(3600)
         return true(*args, **named)
     setattr(module, name, call)
 
-if where == "work":  # so slow that it takes much longer than to be told to end
-    slow(pipeline.Batch, "place")
+if where == "work":  # some segments, and no more of them before it is told to end
+    told, place, end = threading.Event(), pipeline.Batch.place, pipeline._Run.end
+    pipeline.Batch.place = lambda batch, index: (index > 8 and told.wait(), place(batch, index))
+    pipeline._Run.end = lambda run: (told.set(), end(run))
 elif where == "open":
     slow(staging, "_sync_contents")
 elif where == "seal":
