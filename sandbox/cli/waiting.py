@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,8 @@ from sandbox.errors import NotFoundError, SealrigError, StateError, UsageError, 
 from sandbox.lifecycle import TERMINAL, LeaseState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sandbox.customer.client import Client
     from sandbox.wire import LeaseInfo, NodeInfo
 
@@ -48,7 +51,7 @@ def wait(
         _wait_for_server(server, SERVER_SECONDS if seconds is None else seconds)
         return
     deadline, came = Deadline(seconds), False
-    with client(server) as control:
+    with _timely(server, seconds, deadline) as control:
         for info in followed(control, _lease_id(control, lease), deadline):
             came = state is not None and state in {info.state, *(step.state for step in info.history)}
             if came:
@@ -71,9 +74,10 @@ def wait_for_nodes(
 
     Example: sealrig node wait --timeout 2m
     """
-    wanted, deadline = {_node_id(node) for node in nodes or ()}, Deadline(_seconds(timeout))
+    wanted, seconds = {_node_id(node) for node in nodes or ()}, _seconds(timeout)
+    deadline = Deadline(seconds)
     told: dict[str, str] = {}
-    with client(server) as control:
+    with _timely(server, seconds, deadline) as control:
         mark, found = control.changed_nodes()
         while True:
             looked_at = [node for node in found if not wanted or node.id in wanted]
@@ -93,19 +97,37 @@ def wait_for_nodes(
     console().emit(ready, "\n".join(f"{node.id}  ready" for node in ready))
 
 
-def _wait_for_server(server: str | None, seconds: float) -> None:
-    from sandbox.customer.http import RETRIED_STATUS
+@contextmanager
+def _timely(server: str | None, seconds: float | None, deadline: Deadline) -> Iterator[Client]:
+    """Open a client that tries no longer than there is time. Raises ``WaitError`` where the server did not answer until it was over."""
+    from sandbox.customer.http import PATIENCE_SECONDS
 
+    short = seconds is not None and seconds <= PATIENCE_SECONDS
+    with client(server, patience=seconds if short else None) as control:
+        try:
+            yield control
+        except SealrigError as error:
+            if short or not deadline.left():
+                _tell_late(control, error)
+            raise
+
+
+def _wait_for_server(server: str | None, seconds: float) -> None:
     with client(server, needs_token=False, patience=seconds) as control:
         try:
             control.ready()
         except SealrigError as error:
-            if error.details.get("rule") != "server-answers" and error.details.get("status") not in RETRIED_STATUS:
-                raise
-            raise WaitError(
-                f"{control.base} was not ready in {seconds:g} s: {error.message}", **{**error.details, "rule": "wait-timeout"}
-            ) from error
+            _tell_late(control, error)
+            raise
         console().emit({"server": control.base, "ready": True}, f"{control.base} is ready")
+
+
+def _tell_late(control: Client, error: SealrigError) -> None:
+    """Raise ``WaitError``, now that the time is over, if the server did not answer, or answered that it is not ready."""
+    from sandbox.customer.http import RETRIED_STATUS
+
+    if error.details.get("rule") == "server-answers" or error.details.get("status") in RETRIED_STATUS:
+        raise WaitError(f"{control.base} was not ready in time: {error.message}", **{**error.details, "rule": "wait-timeout"}) from error
 
 
 def _missed(info: LeaseInfo, state: LeaseState | None) -> Exception | None:

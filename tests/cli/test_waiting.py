@@ -133,6 +133,14 @@ def test_a_server_that_is_not_ready_in_time_is_told_from_one_that_is_none(status
     assert (result.code, result.error["details"]["rule"] == "wait-timeout") == (code, code == 124)
 
 
+@pytest.mark.parametrize("words", [["wait", "lease-" + "0" * 32], ["wait", "some-job"], ["node", "wait"]])
+def test_a_server_that_does_not_answer_in_the_time_that_was_given_is_124_too(alice, words):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        result = alice.run(*words, "--server", f"http://127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0s", "--json")
+    assert (result.code, result.error["code"], result.error["details"]["rule"]) == (124, "timed-out", "wait-timeout")
+
+
 def test_an_older_server_that_holds_no_question_is_asked_seldom():
     slept = []
     old = httpx.MockTransport(lambda _request: httpx.Response(200, json=[]))
