@@ -93,7 +93,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def serve(settings: ControlSettings, listen: Listen, *, ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. ``ready`` hears the address once connections are taken.
+    """Serve until SIGINT, SIGTERM or SIGHUP. ``ready`` hears the address once connections are taken.
 
     Raises ``UsageError`` for what is wrong with address, certificate or data folder.
     """
@@ -214,11 +214,12 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as the wish to end.
+        """Take SIGINT, SIGTERM and SIGHUP, unless the parent has that one ignored, as the wish to end.
 
         Unlike uvicorn's own, this does not kill the process with them afterwards: log and database are closed first.
         """
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
         try:
             yield
         finally:

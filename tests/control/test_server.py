@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from attestation.log.note import NoteVerifier
 from attestation.log.reader import LogReader
@@ -17,6 +19,7 @@ from attestation.log.verify import verify_log
 from attestation.receipt import verify_receipt
 from attestation.trust import Trust
 from policies.loader import load_profile
+from sandbox.control import server as server_module
 from sandbox.control.server import parse_listen
 from sandbox.control.settings import ControlSettings
 from sandbox.errors import UsageError
@@ -219,3 +222,19 @@ def test_killed_in_the_middle_of_many_requests_it_keeps_every_acknowledged_one(s
     again = [customer.submit(job) for job in everything]
     assert {answer.status_code for answer in again} <= {200, 201}
     assert len({answer.json()["id"] for answer in again}) == len(everything)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_ends_the_server_in_order_unless_the_parent_wants_otherwise(*, ignored: bool) -> None:
+    """Raised in the middle of a request, as by default, it would be that request's failure."""
+    taken: list[int] = []
+    ours = signal.SIG_IGN if ignored else lambda number, _frame: taken.append(number)
+    before = signal.signal(signal.SIGHUP, ours)
+    try:
+        server = server_module._Server(uvicorn.Config(app="none"), lambda: None, control=None)  # type: ignore[arg-type]
+        with server.capture_signals():
+            signal.raise_signal(signal.SIGHUP)
+        assert (server.should_exit, taken) == (not ignored, [])
+        assert signal.getsignal(signal.SIGHUP) is ours
+    finally:
+        signal.signal(signal.SIGHUP, before)
