@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -44,21 +45,31 @@ def unwinding() -> Iterator[None]:
     """Raise ``Terminated`` in the main thread when SIGTERM or SIGHUP comes while the block runs.
 
     Only the first one does: what follows is the cleaning up, which must come to its end. An error on that way (a terminal that has gone)
-    does not hide why the command ended.
+    does not hide why the command ended. One that came where Python lets no error out, such as in a finalizer, does not count.
     """
-    told: list[int] = []
+    raised: weakref.ref[Terminated] | None = None
+    over = False
+
+    def under_way() -> Terminated | None:
+        return None if raised is None else raised()
 
     def arrived(number: int, _frame: FrameType | None) -> None:
-        if not told:
-            told.append(number)
-            raise Terminated(number)
+        nonlocal raised
+        if over or under_way() is not None:
+            return
+        ended = Terminated(number)
+        raised = weakref.ref(ended)
+        try:
+            raise ended
+        finally:
+            del ended  # its traceback holds this frame: a circle, in which it would live on
 
     with handling(_ENDING, arrived):
         try:
             yield
         except BaseException as error:
-            if told and not isinstance(error, Terminated):
-                raise Terminated(told[0]) from error
+            if not isinstance(error, Terminated) and (ended := under_way()) is not None:
+                raise Terminated(ended.number) from error
             raise
         finally:
-            told.append(0)  # the block has ended: a signal that comes while the handlers are given back ends nothing any more
+            over = True  # the block has ended: a signal that comes while the handlers are given back ends nothing any more

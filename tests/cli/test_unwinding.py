@@ -209,6 +209,24 @@ def test_only_the_first_signal_ends_a_command_and_what_fails_then_does_not_hide_
     assert ended.value.code == 143
 
 
+def test_a_signal_that_came_where_python_lets_no_error_out_does_not_make_the_next_one_nothing(survivable, monkeypatch):
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def command() -> None:
+        Finalized()
+        reached.append("what follows")
+        signal.raise_signal(signal.SIGHUP)
+
+    reached = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda _lost: None)  # the tests' own would keep it
+    with pytest.raises(Terminated) as ended, unwinding():
+        command()
+    assert reached
+    assert ended.value.code == 129
+
+
 def test_an_ignored_signal_is_left_alone_and_sigint_is_taken_anyway():
     before = handlers()
     told = []
