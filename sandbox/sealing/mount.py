@@ -135,21 +135,11 @@ class Mount:
         }  # fmt: skip
         process = spare.take() if spare is not None else _spawn()
         mounted = cls(bundle, folder, process, _tell=tell)
-        said = mounted._begin(order)
-        if said.get("event") == "ready" and not mounted._wait_until_there():
-            said = mounted._next_event() if process.poll() is not None else {}
-        if said.get("event") != "ready":
-            why = said.get("message") or _end_of(process)
+        try:
+            mounted._begin(order)
+        except BaseException:  # a command that is told to end, too: its view must not outlive it
             mounted.stop()
-            if said.get("code") == ServerError.code:
-                raise ServerError(f"{bundle} cannot be mounted yet: {why}", rule="mount", seen=ServerError.code,
-                                  wanted="a server that answers", fix="check the network and the server")  # fmt: skip
-            raise InputError(f"{bundle} cannot be mounted: {why}", rule="mount", seen=str(said.get("code", "no mount")),
-                             wanted="a readable bundle, libfuse, and the right to mount",
-                             fix="install fuse3, or open the bundle instead")  # fmt: skip
-        _widen_read_ahead(folder)
-        mounted._listener = threading.Thread(target=mounted._listen, daemon=True, name="mount-events")
-        mounted._listener.start()
+            raise
         return mounted
 
     def __enter__(self) -> Self:
@@ -179,7 +169,23 @@ class Mount:
         """Say how the server ended by itself; empty while it runs, and where somebody unmounted it."""
         return "" if self.process.poll() in {None, 0} else _end_of(self.process)
 
-    def _begin(self, order: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, order: dict[str, Any]) -> None:
+        said = self._hand_over(order)
+        if said.get("event") == "ready" and not self._wait_until_there():
+            said = self._next_event() if self.process.poll() is not None else {}
+        if said.get("event") != "ready":
+            why = said.get("message") or _end_of(self.process)
+            if said.get("code") == ServerError.code:
+                raise ServerError(f"{self.bundle} cannot be mounted yet: {why}", rule="mount", seen=ServerError.code,
+                                  wanted="a server that answers", fix="check the network and the server")  # fmt: skip
+            raise InputError(f"{self.bundle} cannot be mounted: {why}", rule="mount", seen=str(said.get("code", "no mount")),
+                             wanted="a readable bundle, libfuse, and the right to mount",
+                             fix="install fuse3, or open the bundle instead")  # fmt: skip
+        _widen_read_ahead(self.folder)
+        self._listener = threading.Thread(target=self._listen, daemon=True, name="mount-events")
+        self._listener.start()
+
+    def _hand_over(self, order: dict[str, Any]) -> dict[str, Any]:
         if self.process.stdin is None:
             return {}
         # The key goes through a pipe: never in argv, the environment or a file.

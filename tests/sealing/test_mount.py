@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sandbox.errors import InputError, ServerError
+from sandbox.sealing import mount as mounting
 from sandbox.sealing.bundle import bundle_digest, data_key, read_header, seal
 from sandbox.sealing.keys import DataKey
 from sandbox.sealing.mount import READ_AHEAD_KIB, Mount, Remote, Spare
@@ -40,7 +41,7 @@ MISSING = [
     )
     if not there
 ]
-pytestmark = [pytest.mark.skipif(bool(MISSING), reason=f"mounting needs {', '.join(MISSING)}"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.skipif(bool(MISSING), reason=f"mounting needs {', '.join(MISSING)}")]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,22 @@ def test_a_view_is_there_also_where_the_kernel_cannot_be_told_how_far_to_read_ah
     monkeypatch.setattr(Path, "write_text", refuse)
     with Mount.start(sealed / "b", tmp_path / "view", key) as mount:
         assert (mount.folder / "weights").stat().st_size == (sealed / "src" / "weights").stat().st_size
+
+
+def test_a_start_that_is_interrupted_leaves_neither_view_nor_process(sealed, key, tmp_path, monkeypatch):
+    """At the last moment, when it is mounted already."""
+    started = []
+
+    def interrupt(_folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mounting, "_widen_read_ahead", interrupt)
+    monkeypatch.setattr(mounting, "_spawn", lambda spawn=mounting._spawn: started.append(spawn()) or started[0])
+    (tmp_path / "view").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        Mount.start(sealed / "b", tmp_path / "view", key)
+    assert not is_mounted(tmp_path / "view")
+    assert started[0].returncode is not None
 
 
 def test_many_readers_at_once(sealed, mounted):
