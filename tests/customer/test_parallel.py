@@ -194,7 +194,8 @@ def test_a_refusal_on_one_line_ends_all(control, state, bundle):
         push(control.client(), path, state)
     assert caught.value.code == "limit-exceeded"
     assert not [line for line in threading.enumerate() if line.name == "push"]
-    assert control.received < path.stat().st_size / 4, "the other lines went on"
+    # The other three may each have had a piece under way, which this transport reads whole before it asks.
+    assert control.received <= 3 * sending.PIECE_BYTES, "the other lines went on"
 
 
 def test_a_file_that_shrinks_on_the_way_is_an_error(control, state, bundle, monkeypatch):
