@@ -58,7 +58,8 @@ def to_ocsf(origin: str, found: Found) -> str:
         "unmapped": {"derived": True, "derived_from": _source(origin, found), "tenant_ref": leaf.tenant_ref, "action": leaf.action},
     }
     if leaf.evidence is not None:
-        event["unmapped"] |= {"evidence": {"digest": leaf.evidence.digest, "mediaType": leaf.evidence.media_type}}  # type: ignore[operator]
+        evidence = {"digest": leaf.evidence.digest, "mediaType": leaf.evidence.media_type}
+        event["unmapped"] |= {"evidence": evidence}  # type: ignore[operator]  # a mapping, as made above
     return json.dumps(event, sort_keys=True, separators=(",", ":"))
 
 
